@@ -1,0 +1,50 @@
+"""Five methods on scikit-learn's handwritten digits: the quick comparison.
+
+What: an MLP 64-300-100-10, AdamW, 30 epochs on 1,437 images, tested on 360; dense, static-ERK, SET, RigL and GMP at 95 and 98 %
+sparsity, three seeds each.
+
+    sparsejax sweep --config configs/digits.py --out runs/digits --workers 0
+    sparsejax train --config configs/digits.py:sparsity=0.98,epochs=60 --workdir runs/one
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+from sparsejax.training import default_config, with_options
+
+TRAIN_IMAGES = 1437
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The config; `arg` is "field=value,field=value", such as "method=set,epochs=5"."""
+    config = default_config()
+    config.dataset = "digits"
+    config.model = "mlp"
+    config.model_args = ConfigDict({"features": (300, 100)})
+    config.method = "rigl"
+    config.sparsity = 0.95
+    config.batch_size = 64
+    config.epochs = 30
+    steps = TRAIN_IMAGES // config.get_ref("batch_size") * config.get_ref("epochs")
+    config.method_args = ConfigDict(
+        {
+            "update_every": 20,
+            "update_end": steps * 3 // 4,  # follows epochs and batch_size
+            "drop_fraction": 0.3,
+            "distribution": config_dict.placeholder(str),  # "erk", "er", "uniform"; None: the method's own
+            "pattern": config_dict.placeholder(str),  # "nm(2, 4)", "block(4, 4)", "channel"; None: single weights
+        }
+    )
+    config.optimizer = "adamw"
+    config.learning_rate = 2e-3
+    config.weight_decay = 1e-4
+    config.schedule = "cosine"
+    config.seeds = 3
+    config.eval_every_epochs = 5
+    return with_options(config, arg)
+
+
+def get_hyper(h) -> list[dict]:
+    """The trials of the sweep: dense once, each sparse method at two sparsities."""
+    return h.list([{"method": "dense"}]) + h.product(
+        {"method": ["static", "set", "rigl", "gmp"], "sparsity": [0.95, 0.98]}
+    )

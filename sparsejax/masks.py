@@ -1,0 +1,140 @@
+"""Mask pytrees: a boolean array or None for each parameter; apply them, measure them, find and set them in optimizer states."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from sparsejax.leaves import Where, leaf_path, select_leaves
+from sparsejax.state import SparseState
+
+PyTree = Any
+
+
+def map_masks(fn: Callable[..., Any], masks: PyTree, *trees: PyTree) -> PyTree:
+    """Maps `fn(mask, *leaves)` over trees of the params' structure; the mask of a dense leaf is None.
+
+    The masks' own structure may have None, or optax's MaskedNode, at any leaf of the trees.
+    """
+    structure = jax.tree.structure(trees[0])
+    leaves = [structure.flatten_up_to(tree) for tree in trees]
+    flat = [None if isinstance(m, optax.MaskedNode) else m for m in structure.flatten_up_to(masks)]
+    return structure.unflatten([fn(*each) for each in zip(flat, *leaves, strict=True)])
+
+
+def apply_masks(params: PyTree, masks: PyTree) -> PyTree:
+    """The params with exact zeros off the masks: where(m, w, 0).
+
+    Args:
+      params: any pytree of arrays.
+      masks: the same tree with a boolean array of the parameter's shape, or None, at each leaf.
+
+    Example:
+      >>> apply_masks({"w": jnp.array([1.0, 2.0])}, {"w": jnp.array([True, False])})["w"].tolist()
+      [1.0, 0.0]
+    """
+    return map_masks(lambda m, w: w if m is None else jnp.where(m, w, jnp.zeros_like(w)), masks, params)
+
+
+def masks_from(params: PyTree, where: Where | None = None) -> PyTree:
+    """The masks of an already sparse checkpoint: True where a weight is not zero, None at leaves that are not sparsified."""
+    chosen = select_leaves(params, where)
+    return map_masks(lambda leaf, _: None if leaf is None else leaf != 0, chosen, params)
+
+
+def mask_leaves(masks: PyTree) -> dict[str, jax.Array]:
+    """The masks of the sparsified leaves by path."""
+    return {leaf_path(path): m for path, m in jax.tree_util.tree_leaves_with_path(masks)}
+
+
+def density(masks: PyTree) -> float:
+    """The fraction of weights kept over all sparsified leaves (1.0 where there is none).
+
+    Example:
+      >>> density({"a": jnp.array([True, False, False, False]), "b": None})
+      0.25
+    """
+    leaves = jax.tree.leaves(masks)
+    total = sum(m.size for m in leaves)
+    return sum(int(np.count_nonzero(np.asarray(m))) for m in leaves) / total if total else 1.0
+
+
+def _is_state(node: Any) -> bool:
+    return isinstance(node, SparseState)
+
+
+def sparse_states(opt_state: PyTree) -> list[SparseState]:
+    """Every SparseState inside an optimizer state, at any depth, outermost first."""
+    return [node for node in jax.tree.leaves(opt_state, is_leaf=_is_state) if _is_state(node)]
+
+
+def _plain(masks: PyTree) -> PyTree:
+    """Masks without the variables in which NNX wraps arrays, and None for MaskedNode."""
+    is_end = lambda node: isinstance(node, optax.MaskedNode) or hasattr(node, "get_value")
+    unwrap = lambda node: None if isinstance(node, optax.MaskedNode) else node.get_value() if hasattr(node, "get_value") else node
+    return jax.tree.map(unwrap, masks, is_leaf=is_end)
+
+
+def get_masks(opt_state: PyTree) -> PyTree:
+    """The masks inside an optimizer state: found by type at any depth (chain, MultiSteps, NNX's optimizer, ...).
+
+    Several sparse transformations over disjoint leaves (`optax.partition`) are merged into one tree.
+
+    Raises:
+      ValueError: there is no sparse transformation in the state, or two claim the same leaf.
+    """
+    states = sparse_states(opt_state)
+    if not states:
+        raise ValueError("opt_state holds no SparseState; get_masks needs the state of a sparsejax transformation")
+    trees = [_plain(state.masks) for state in states]
+    merged = trees[0]
+    for tree in trees[1:]:
+        merged = _merge(merged, tree)
+    return merged
+
+
+def _merge(a: PyTree, b: PyTree) -> PyTree:
+    is_none = lambda node: node is None
+
+    def pick(one, other):
+        if one is not None and other is not None:
+            raise ValueError("two sparse transformations in this optimizer state hold a mask for the same leaf")
+        return other if one is None else one
+
+    return jax.tree.map(pick, a, b, is_leaf=is_none)
+
+
+def set_masks(opt_state: PyTree, masks: PyTree) -> PyTree:
+    """The optimizer state with other masks, of the same shapes; moments follow at the next step.
+
+    Args:
+      opt_state: a state with exactly one sparse transformation.
+      masks: the tree that `get_masks` returns, with other values.
+
+    Raises:
+      ValueError: the state holds none or several sparse transformations, or a mask has another shape or is not boolean.
+    """
+    if len(sparse_states(opt_state)) != 1:
+        raise ValueError(f"opt_state holds {len(sparse_states(opt_state))} sparse transformations; set_masks needs exactly one")
+
+    def checked(path, old, new):
+        value = old.get_value() if hasattr(old, "get_value") else old
+        if getattr(new, "shape", None) != value.shape or new.dtype != jnp.bool_:
+            raise ValueError(f"{leaf_path(path)}: a mask must be a bool array of shape {value.shape}, not {getattr(new, 'dtype', type(new).__name__)}{getattr(new, 'shape', '')}")
+        copy = jnp.array(new)
+        return old.replace(copy) if hasattr(old, "get_value") else copy
+
+    def replaced(node):
+        if not _is_state(node):
+            return node
+        is_end = lambda leaf: hasattr(leaf, "get_value")
+        paths, structure = jax.tree_util.tree_flatten_with_path(node.masks, is_leaf=is_end)
+        flat = structure.flatten_up_to(masks)
+        return node._replace(masks=structure.unflatten([checked(p, old, new) for (p, old), new in zip(paths, flat, strict=True)]))
+
+    return jax.tree.map(replaced, opt_state, is_leaf=_is_state)

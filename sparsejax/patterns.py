@@ -1,0 +1,263 @@
+"""Which weights may be zero together: single ones, N of every M, blocks, whole channels.
+
+A pattern turns scores into *units* (weights, blocks, channels) and says which units are ranked together (a *group*).
+Its mask keeps exactly `count` units in every group, for every shape. Patterns are NamedTuples, so they can stand in
+configs and be compared.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from sparsejax.leaves import Axes, check_glob, flax_layout
+from sparsejax.selection import Count, Scores, order_key, select
+
+Shape = tuple[int, ...]
+
+
+class Pattern(Protocol):
+    """What a pattern provides; `shape` is the leaf's, `axes` its `Axes`."""
+
+    def check(self, path: str, shape: Shape, axes: Axes) -> bool: ...
+    def units(self, x: jax.Array, axes: Axes) -> jax.Array: ...
+    def expand(self, mask: jax.Array, shape: Shape, axes: Axes) -> jax.Array: ...
+    def group_axes(self, shape: Shape, axes: Axes) -> tuple[int, ...]: ...
+    def slice_axes(self, shape: Shape, axes: Axes) -> tuple[int, ...]: ...
+    def group_size(self, shape: Shape, axes: Axes) -> int: ...
+
+
+def kept_units(units: int, sparsity: float) -> int:
+    """How many of `units` stay at a sparsity: units - floor(sparsity * units + 1e-6), in float64."""
+    return units - math.floor(sparsity * units + 1e-6)
+
+
+def pattern_mask(pattern: Pattern, scores: jax.Array, count: int | jax.Array | Count, axes: Axes | None = None, ties: jax.Array | None = None) -> jax.Array:
+    """The mask of `scores`' shape that keeps the `count` best units of every group.
+
+    Args:
+      pattern: one of this file's.
+      scores: one per weight; larger = keep; a unit's score is the mean over its weights.
+      count: units kept in each group; may be traced.
+      axes: the leaf's axes; None is Flax's layout of a kernel.
+      ties: None: lowest index first; a PRNG key: at random.
+
+    Example:
+      >>> pattern_mask(nm(1, 2), jnp.array([[1.0], [2.0], [4.0], [3.0]]), 1).ravel().tolist()
+      [False, True, True, False]
+    """
+    axes = flax_layout("", scores) if axes is None else axes
+    pattern.check("scores", scores.shape, axes)
+    units = Scores(order_key, (pattern.units(scores, axes),))
+    return pattern.expand(select(units, count, pattern.group_axes(scores.shape, axes), ties), scores.shape, axes)
+
+
+def _not_stacked(ndim: int, axes: Axes) -> tuple[int, ...]:
+    return tuple(axis for axis in range(ndim) if axis not in axes.stacked)
+
+
+class Unstructured(NamedTuple):
+    """Single weights, ranked over the whole layer."""
+
+    def check(self, path: str, shape: Shape, axes: Axes) -> bool:
+        return True
+
+    def units(self, x: jax.Array, axes: Axes) -> jax.Array:
+        return x
+
+    def expand(self, mask: jax.Array, shape: Shape, axes: Axes) -> jax.Array:
+        return mask
+
+    def group_axes(self, shape: Shape, axes: Axes) -> tuple[int, ...]:
+        return _not_stacked(len(shape), axes)
+
+    slice_axes = group_axes
+
+    def group_size(self, shape: Shape, axes: Axes) -> int:
+        return math.prod(shape[axis] for axis in self.group_axes(shape, axes))
+
+
+class NM(NamedTuple):
+    """N weights kept of every M consecutive ones along an input axis; see `nm`."""
+
+    n: int
+    m: int
+    axis: int | None = None
+    indivisible: str = "raise"
+
+    def _axis(self, ndim: int, axes: Axes) -> int:
+        axis = (axes.inputs or axes.outputs)[-1] if self.axis is None else self.axis
+        if not -ndim <= axis < ndim:
+            raise ValueError(f"nm axis {axis} is not an axis of a leaf with {ndim} axes")
+        return axis % ndim
+
+    def check(self, path: str, shape: Shape, axes: Axes) -> bool:
+        axis = self._axis(len(shape), axes)
+        if shape[axis] % self.m == 0:
+            return True
+        if self.indivisible == "skip":
+            return False
+        raise ValueError(f"{path}: axis {axis} of {shape} has {shape[axis]} entries, which m = {self.m} does not divide; "
+                         f"choose another axis, leave the leaf out with where, or nm(..., indivisible='skip')")  # fmt: skip
+
+    def units(self, x: jax.Array, axes: Axes) -> jax.Array:
+        axis = self._axis(x.ndim, axes)
+        return x.reshape(*x.shape[:axis], x.shape[axis] // self.m, self.m, *x.shape[axis + 1 :])
+
+    def expand(self, mask: jax.Array, shape: Shape, axes: Axes) -> jax.Array:
+        return mask.reshape(shape)
+
+    def group_axes(self, shape: Shape, axes: Axes) -> tuple[int, ...]:
+        return (self._axis(len(shape), axes) + 1,)
+
+    def slice_axes(self, shape: Shape, axes: Axes) -> tuple[int, ...]:
+        axis = self._axis(len(shape), axes)
+        moved = tuple(a + (a > axis) for a in _not_stacked(len(shape), axes))
+        return tuple(sorted({*moved, axis + 1}))
+
+    def group_size(self, shape: Shape, axes: Axes) -> int:
+        return self.m
+
+
+class Block(NamedTuple):
+    """Blocks of inputs x outputs; see `block`."""
+
+    shape: tuple[int, int]
+
+    def check(self, path: str, shape: Shape, axes: Axes) -> bool:
+        if not axes.inputs or not axes.outputs:
+            raise ValueError(f"{path}: block{self.shape} needs an input and an output axis; the layout gives {tuple(axes)}")
+        return True
+
+    def _tiles(self, shape: Shape, axes: Axes) -> dict[int, tuple[int, int]]:
+        """Of each blocked axis, how many blocks and how long one is; a remainder is a block of its own."""
+        both = ((axes.inputs[-1], self.shape[0]), (axes.outputs[-1], self.shape[1]))
+        return {axis: (-(-shape[axis] // size), size) for axis, size in both}
+
+    def units(self, x: jax.Array, axes: Axes) -> jax.Array:
+        """The mean over each block; a remainder's mean is over the weights that it has."""
+        tiles = self._tiles(x.shape, axes)
+        pad = [(0, tiles[a][0] * tiles[a][1] - size if a in tiles else 0) for a, size in enumerate(x.shape)]
+        split: list[int] = []
+        inside = []
+        for axis, size in enumerate(x.shape):
+            if axis in tiles:
+                inside.append(len(split) + 1)
+                split.extend(tiles[axis])
+            else:
+                split.append(size)
+        total = jnp.pad(x.astype(jnp.float32), pad).reshape(split).sum(inside)
+        for axis, (blocks, size) in tiles.items():
+            lengths = jnp.minimum(size, x.shape[axis] - size * jnp.arange(blocks)).astype(jnp.float32)
+            total = total / lengths.reshape([blocks if a == axis else 1 for a in range(x.ndim)])
+        return total
+
+    def expand(self, mask: jax.Array, shape: Shape, axes: Axes) -> jax.Array:
+        for axis, (blocks, size) in self._tiles(shape, axes).items():
+            before, after = mask.shape[:axis], mask.shape[axis + 1 :]
+            spread = jnp.broadcast_to(jnp.expand_dims(mask, axis + 1), (*before, blocks, size, *after))
+            mask = jax.lax.slice_in_dim(spread.reshape(*before, blocks * size, *after), 0, shape[axis], axis=axis)
+        return mask
+
+    def group_axes(self, shape: Shape, axes: Axes) -> tuple[int, ...]:
+        return _not_stacked(len(shape), axes)
+
+    slice_axes = group_axes
+
+    def group_size(self, shape: Shape, axes: Axes) -> int:
+        tiles = self._tiles(shape, axes)
+        return math.prod(tiles[a][0] if a in tiles else shape[a] for a in self.group_axes(shape, axes))
+
+
+class Channel(NamedTuple):
+    """Whole slices along one axis, by default the output channels; see `channel`."""
+
+    axis: int | None = None
+
+    def _axis(self, ndim: int, axes: Axes) -> int:
+        axis = (axes.outputs or axes.inputs)[-1] if self.axis is None else self.axis
+        if not -ndim <= axis < ndim:
+            raise ValueError(f"channel axis {axis} is not an axis of a leaf with {ndim} axes")
+        return axis % ndim
+
+    def check(self, path: str, shape: Shape, axes: Axes) -> bool:
+        self._axis(len(shape), axes)
+        return True
+
+    def units(self, x: jax.Array, axes: Axes) -> jax.Array:
+        axis = self._axis(x.ndim, axes)
+        pooled = tuple(a for a in _not_stacked(x.ndim, axes) if a != axis)
+        return x.astype(jnp.float32).mean(pooled, keepdims=True)
+
+    def expand(self, mask: jax.Array, shape: Shape, axes: Axes) -> jax.Array:
+        return jnp.broadcast_to(mask, shape)
+
+    def group_axes(self, shape: Shape, axes: Axes) -> tuple[int, ...]:
+        return (self._axis(len(shape), axes),)
+
+    slice_axes = group_axes
+
+    def group_size(self, shape: Shape, axes: Axes) -> int:
+        return shape[self._axis(len(shape), axes)]
+
+
+def unstructured() -> Unstructured:
+    """Single weights: kept = N - floor(s N) of the N weights of a layer."""
+    return Unstructured()
+
+
+def nm(n: int, m: int, axis: int | None = None, indivisible: str = "raise") -> NM:
+    """N weights kept of every M consecutive ones along the input (reduction) axis.
+
+    Args:
+      n, m: 0 < n <= m.
+      axis: None is the last input axis of the layout (of a convolution: the input channels).
+      indivisible: what to do with a leaf whose axis m does not divide: "raise", or "skip" (it stays dense).
+
+    Raises:
+      ValueError: n, m or indivisible out of range.
+
+    Example:
+      >>> nm(2, 4)
+      NM(n=2, m=4, axis=None, indivisible='raise')
+    """
+    if not 0 < n <= m:
+        raise ValueError(f"nm({n}, {m}): N of every M needs 0 < n <= m")
+    if indivisible not in ("raise", "skip"):
+        raise ValueError(f"indivisible={indivisible!r}: 'raise' or 'skip'")
+    return NM(n, m, axis, indivisible)
+
+
+def block(shape: tuple[int, int]) -> Block:
+    """Blocks of `shape` = (inputs, outputs) weights, scored by their mean; at an edge the remainder is a block.
+
+    Raises:
+      ValueError: not two positive integers.
+    """
+    shape = tuple(shape)
+    if len(shape) != 2 or any(not isinstance(size, int) or size < 1 for size in shape):
+        raise ValueError(f"block({shape}): two positive integers (inputs, outputs)")
+    return Block(shape)
+
+
+def channel(axis: int | None = None) -> Channel:
+    """Whole output channels (neurons), or slices along `axis`, scored by their mean."""
+    return Channel(axis)
+
+
+def pattern_of(pattern: Pattern | Mapping[str, Pattern] | None, path: str) -> Pattern:
+    """The pattern of one leaf: of a mapping from globs the first that matches; without one, unstructured."""
+    if isinstance(pattern, Mapping):
+        return next((p for glob, p in pattern.items() if fnmatchcase(path, glob)), Unstructured())
+    return Unstructured() if pattern is None else pattern
+
+
+def check_pattern_globs(pattern: Pattern | Mapping[str, Pattern] | None, paths: list[str]) -> None:
+    """Raises ValueError where a glob of a pattern mapping matches no leaf."""
+    for glob in pattern if isinstance(pattern, Mapping) else ():
+        check_glob(glob, paths, "pattern")

@@ -1,0 +1,109 @@
+"""The table of a sweep or a run: on the terminal, as text and as Markdown."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from sparsejax.report.collect import Row
+from sparsejax.report.statistics import mean_and_interval
+
+_HEADS = (
+    "method", "setting", "sparsity", "test accuracy", "range", "95 % CI", "weights kept", "kept",
+    "inference FLOPs", "training FLOPs", "seconds",
+)  # fmt: skip
+_LEFT = ("method", "setting")
+_WIDE = 160  # characters; where no terminal cuts the lines
+
+
+def percent(fraction: float) -> str:
+    """`98 %`, `99.5 %`: as many digits as there are."""
+    return f"{100 * fraction:.6g} %"
+
+
+def cells(row: Row) -> dict[str, str]:
+    """The texts of one row, by column."""
+    mean, half = mean_and_interval(row.accuracy)
+    kept = sum(row.weights_kept) / len(row.weights_kept) if row.weights_kept else math.nan
+    return {
+        "method": row.method,
+        "setting": row.setting,
+        "sparsity": percent(row.sparsity) if row.sparsity else "-",
+        "test accuracy": f"{100 * mean:.2f}",
+        "range": f"{100 * min(row.accuracy):.2f}..{100 * max(row.accuracy):.2f}"
+        if len(row.accuracy) > 1
+        else "",
+        "95 % CI": "" if half is None else f"± {100 * half:.2f}",
+        "weights kept": f"{kept:,.0f}",
+        "kept": f"{100 * kept / row.weights:.1f} %" if row.weights else "",
+        "inference FLOPs": _ratio(row.inference_flops),
+        "training FLOPs": _ratio(row.training_flops),
+        "seconds": f"{row.seconds:.1f}",
+    }
+
+
+def terminal_table(rows: Sequence[Row]) -> Table:
+    """A rich table of 80 columns, unless there is a setting; the interval is left to the Markdown."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    heads = [head for head in _columns(rows) if head != "95 % CI"]
+    for head in heads:
+        title = head.replace(" ", "\n") if head != "kept" else "\nkept"
+        table.add_column(title, justify="left" if head in _LEFT else "right", no_wrap=head != "setting")
+    for index, row in enumerate(rows):
+        last = index + 1 == len(rows) or rows[index + 1].series != row.series
+        texts = cells(row)
+        table.add_row(*(texts[head] for head in heads), end_section=last and len(rows) > 6)
+    table.caption = f"accuracy in %, {_seeds(rows)}; FLOPs relative to dense"
+    table.caption_justify = "left"
+    return table
+
+
+def show(rows: Sequence[Row], console: Console) -> None:
+    """Prints the table; where no terminal is, no line is cut."""
+    if console.is_terminal:
+        console.print(terminal_table(rows))
+    else:
+        console.file.write(text_table(rows))
+
+
+def text_table(rows: Sequence[Row]) -> str:
+    """The same as plain text, one line a row."""
+    text = io.StringIO()
+    Console(file=text, width=_WIDE, force_terminal=False, color_system=None).print(terminal_table(rows))
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()).strip("\n") + "\n"
+
+
+def markdown_table(rows: Sequence[Row]) -> str:
+    """The same as Markdown, with the 95 % interval (Student's t over the seeds) and every seed's accuracy."""
+    heads = _columns(rows)
+    lines = [[*heads, "every seed"]]
+    lines.append([":--" if head in _LEFT else "--:" for head in heads] + [":--"])
+    for row in rows:
+        texts = cells(row)
+        seeds = " ".join(f"{100 * value:.2f}" for value in row.accuracy)
+        lines.append([texts[head].replace("|", "\\|") for head in heads] + [seeds])
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    note = f"{_seeds(rows)}; accuracy in %; 95 % CI of its mean: Student's t; FLOPs relative to dense."
+    return f"{table}\n\n{note}\n"
+
+
+def _columns(rows: Sequence[Row]) -> list[str]:
+    """Leaves out what says nothing here."""
+    out = [head for head in _HEADS if head != "setting" or any(row.setting for row in rows)]
+    if all(len(row.accuracy) < 2 for row in rows):
+        out = [head for head in out if head not in ("range", "95 % CI")]
+    return out
+
+
+def _seeds(rows: Sequence[Row]) -> str:
+    counts = sorted({len(row.accuracy) for row in rows})
+    return f"{'-'.join(map(str, counts))} seed{'' if counts == [1] else 's'} each"
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.3f}" if math.isfinite(value) else "?"

@@ -1,0 +1,119 @@
+"""The report of a run or a sweep: its files, and what is shown on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from sparsejax.launch.config import InputError
+from sparsejax.launch.files import write_atomic
+from sparsejax.launch.trials import sweep_config
+from sparsejax.report import collect, tables
+from sparsejax.report.collect import Run
+
+PLOTS = ("accuracy.png", "layers.png", "churn.png")
+
+
+def report(path: Path, console: Console) -> None:
+    """Rebuilds table and plots in `path`, a run or a sweep, from what is on disk, and shows them.
+
+    Raises:
+      InputError: if there is neither in `path`.
+    """
+    if not path.exists():
+        raise InputError(f"report: {path} does not exist")
+    if sweep_config(path) is not None or (path / "trials").is_dir():
+        show_sweep(path, console)
+    elif path.is_dir() and collect.is_run(path):
+        show_run(path, console)
+    else:
+        raise InputError(f"report: {path} is neither a run nor a sweep (no config.json in it)")
+
+
+def show_sweep(path: Path, console: Console, *, redraw: bool = True) -> None:
+    """Writes table.txt, table.md, metrics.jsonl and the plots of a sweep, and shows the table.
+
+    Args:
+      path: the sweep's directory; it may be incomplete.
+      console: where to show it.
+      redraw: False keeps plots that are there.
+    """
+    runs = collect.read_sweep(path)
+    rows = collect.rows(runs)
+    if rows:
+        write_atomic(path / "table.txt", tables.text_table(rows))
+        write_atomic(path / "table.md", tables.markdown_table(rows))
+        collect.write_sweep_metrics(path)
+        tables.show(rows, console)
+    for run in runs:
+        if line := collect.state(run):
+            _say(console, f"{run.name}: {line}")
+    if redraw or not all((path / name).exists() for name in PLOTS):
+        from sparsejax.report import plots  # here: matplotlib takes a second to import
+
+        subject = _subject(runs)
+        _draw(
+            path,
+            {
+                "accuracy.png": lambda file: plots.accuracy(rows, file, subject),
+                "layers.png": lambda file: plots.layers(rows, file, subject),
+                "churn.png": lambda file: plots.churn(runs, file, subject),
+            },
+        )
+    _list_files(path, console, ("table.md", *PLOTS))
+
+
+def show_run(path: Path, console: Console) -> None:
+    """Writes the plots of a run, and shows its row of the table if it is finished."""
+    from sparsejax.report import plots
+    from sparsejax.report.curves import curves
+
+    run = collect.read_run(path)
+    rows = collect.rows([run])
+    if rows:
+        tables.show(rows, console)
+    if line := collect.state(run):
+        _say(console, f"{run.name}: {line}")
+    what = {**run.config, **(run.result or {})}
+    sparsity = f" at {tables.percent(what['sparsity'])} sparsity" if what.get("sparsity") else ""
+    subject = f": {what.get('method', run.name)}{sparsity}{_subject([run]).replace(': ', ', ')}"
+    _draw(
+        path,
+        {
+            "curves.png": lambda file: curves(run, file, subject),
+            "layers.png": lambda file: plots.layers(rows, file, subject),
+            "churn.png": lambda file: plots.churn([run], file, subject),
+        },
+    )
+    _list_files(path, console, ("curves.png", "layers.png", "churn.png"))
+
+
+def _draw(path: Path, makers: dict[str, Callable[[Path], bool]]) -> None:
+    """Draws each picture, and removes one that there is nothing to draw for any more."""
+    for name, make in makers.items():
+        part = path / f".{name}"
+        if make(part):
+            part.replace(path / name)
+        else:
+            (path / name).unlink(missing_ok=True)
+
+
+def _list_files(path: Path, console: Console, names: Sequence[str]) -> None:
+    there = [name for name in names if (path / name).exists()]
+    if there:
+        _say(console, f"{path}/: {', '.join(there)}")
+
+
+def _subject(runs: Sequence[Run]) -> str:
+    """`: mlp on digits` where all runs have one model and one data set."""
+    fields = [{**run.config, **(run.result or {})} for run in runs if run.config or run.result]
+    pairs = {
+        (str(f.get("model")), str(f.get("dataset"))) for f in fields if f.get("model") and f.get("dataset")
+    }
+    return ": {} on {}".format(*pairs.pop()) if len(pairs) == 1 else ""
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,196 @@
+"""When masks change, and how much: plain functions of the step, and phases that compose them.
+
+A *plan* is a tuple of phases, one after the other; each lasts until (and includes) its last step:
+
+  plan = (dense(until=1_000), gradual(until=5_000, every=100), rewire(until=7_500, every=100, drop_fraction=0.3), fixed())
+
+trains densely, prunes by the cubic schedule, then rewires as RigL does, then holds the masks.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+def constant(value: float):
+    """step -> value."""
+    return lambda step: value
+
+
+def one_shot(at_step: int, value: float = 1.0):
+    """step -> 0 before `at_step`, `value` from it on."""
+    return lambda step: jnp.where(step >= at_step, value, 0.0)
+
+
+def cubic(initial: float, final: float, start: int, end: int):
+    """step -> s_f + (s_i - s_f) (1 - (t - t_0) / (t_end - t_0))^3, held at both ends; exactly `final` at `end`.
+
+    Source: Zhu & Gupta 2017, arXiv:1710.01878.
+
+    Example:
+      >>> float(cubic(0.0, 0.8, 0, 100)(50))
+      0.7
+    """
+
+    def value(step):
+        left = jnp.clip((end - jnp.asarray(step, jnp.float32)) / max(end - start, 1), 0.0, 1.0)
+        return jnp.where(step >= end, final, final + (initial - final) * left**3)
+
+    return value
+
+
+def cosine(drop_fraction: float | jax.Array, start: int, end: int | None):
+    """step -> (alpha / 2) (1 + cos(pi (t - t_0) / (T_end - t_0))); constant alpha where `end` is None.
+
+    Source: Dettmers & Zettlemoyer 2019; RigL, arXiv:1911.11134.
+
+    Example:
+      >>> float(cosine(0.3, 0, 100)(100))
+      0.0
+    """
+    if end is None:
+        return lambda step: jnp.asarray(drop_fraction, jnp.float32)
+
+    def value(step):
+        done = jnp.clip((jnp.asarray(step, jnp.float32) - start) / max(end - start, 1), 0.0, 1.0)
+        return drop_fraction / 2 * (1 + jnp.cos(jnp.pi * done))
+
+    return value
+
+
+def update_grid(every: int, start: int = 0, end: int | None = None):
+    """step -> True at start + every, start + 2 every, ... below `end`."""
+
+    def is_update(step):
+        inside = (step > start) & ((step - start) % every == 0)
+        return inside if end is None else inside & (step < end)
+
+    return is_update
+
+
+class Phase(NamedTuple):
+    """A stretch of training; made by `dense`, `fixed`, `gradual` and `rewire`.
+
+    Attributes:
+      until: its last step; None: for ever.
+      every: steps between mask updates (Delta T); 0: the masks stay.
+      ramp: the sparsity climbs to the target, exactly at `until`.
+      initial: of a ramp, the share of the target sparsity that it starts from.
+      drop_fraction: the share alpha of the kept units that moves at the phase's begin; it is annealed to 0 where
+        `until` is an integer.
+    """
+
+    until: int | None = None
+    every: int = 0
+    ramp: bool = False
+    initial: float = 0.0
+    drop_fraction: float | jax.Array | None = None
+
+
+def dense(until: int) -> Phase:
+    """Masks stay as they are (all True at the start) until a step."""
+    return Phase(until)
+
+
+def fixed() -> Phase:
+    """Masks stay as they are for ever."""
+    return Phase()
+
+
+def gradual(until: int, every: int, initial: float = 0.0) -> Phase:
+    """The sparsity climbs from `initial` x target to the target by the cubic rule, with an update every `every` steps and at `until`."""
+    return Phase(until, every, ramp=True, initial=initial)
+
+
+def rewire(every: int, drop_fraction: float | jax.Array, until: int | None = None) -> Phase:
+    """Every `every` steps below `until` a share of the kept weights moves; cosine-annealed where `until` is an integer."""
+    return Phase(until, every, drop_fraction=drop_fraction)
+
+
+Plan = tuple[Phase, ...]
+
+
+def spans(plan: Plan) -> list[tuple[int, Phase]]:
+    """Each phase with the step before it (0 for the first)."""
+    begins = [0] + [phase.until for phase in plan[:-1] if phase.until is not None]
+    return list(zip(begins, plan, strict=True))
+
+
+def check_plan(plan: Plan) -> None:
+    """Raises ValueError where phases do not follow one another, or more than one is a ramp."""
+    for phase in plan[:-1]:
+        if phase.until is None:
+            raise ValueError("plan: only the last phase may have until=None")
+    last = 0
+    for phase in plan:
+        if phase.until is not None and phase.until < last:
+            raise ValueError(f"plan: until={phase.until} lies before the end of the phase before it, {last}")
+        last = last if phase.until is None else phase.until
+        if phase.every < 0 or (phase.every == 0 and (phase.ramp or phase.drop_fraction is not None)):
+            raise ValueError(f"plan: update_every={phase.every} must be at least 1")
+        alpha = phase.drop_fraction
+        if isinstance(alpha, (int, float)) and not 0 <= alpha <= 1:
+            raise ValueError(f"drop_fraction={alpha} must lie in [0, 1]")
+        if not 0 <= phase.initial <= 1:
+            raise ValueError(f"plan: initial={phase.initial} must lie in [0, 1]")
+    if sum(phase.ramp for phase in plan) > 1:
+        raise ValueError("plan: at most one phase can be gradual")
+
+
+def is_update(plan: Plan, step: jax.Array) -> jax.Array:
+    """Whether masks change at a step. A ramp's first update is at its begin where it starts above 0, and at step 0 only then."""
+    hit = jnp.zeros((), bool)
+    for begin, phase in spans(plan):
+        if phase.ramp:
+            on_grid = (step >= begin) & (step < phase.until) & ((step - begin) % phase.every == 0)
+            if phase.initial == 0:
+                on_grid &= step > begin
+            hit |= on_grid | (step == phase.until)
+        elif phase.drop_fraction is not None:
+            hit |= update_grid(phase.every, begin, phase.until)(step)
+    return hit
+
+
+def drop_fraction(plan: Plan, step: jax.Array) -> jax.Array | None:
+    """The share of the kept units that moves at a step, or None where no phase of the plan rewires."""
+    fraction = None
+    for begin, phase in spans(plan):
+        if phase.drop_fraction is not None:
+            inside = step > begin
+            if phase.until is not None:
+                inside &= step < phase.until
+            value = jnp.where(inside, cosine(phase.drop_fraction, begin, phase.until)(step), 0.0)
+            fraction = value if fraction is None else fraction + value
+    return fraction
+
+
+def ramp_of(plan: Plan) -> tuple[int, Phase] | None:
+    """The gradual phase and the step before it, if the plan has one."""
+    return next(((begin, phase) for begin, phase in spans(plan) if phase.ramp), None)
+
+
+def ramp_values(plan: Plan) -> list[float]:
+    """The share of the target sparsity after each update of the ramp, in float64 on the host; 1.0 last. Without a ramp: [1.0]."""
+    found = ramp_of(plan)
+    if found is None:
+        return [1.0]
+    begin, phase = found
+    assert phase.until is not None
+    length = phase.until - begin
+    steps = range(begin, phase.until, phase.every)
+    return [1 + (phase.initial - 1) * (1 - (t - begin) / length) ** 3 for t in steps] + [1.0]
+
+
+def ramp_index(plan: Plan, step: jax.Array) -> jax.Array:
+    """Which of `ramp_values` holds at a step."""
+    found = ramp_of(plan)
+    if found is None:
+        return jnp.zeros_like(step)
+    begin, phase = found
+    assert phase.until is not None
+    last = math.ceil((phase.until - begin) / phase.every)
+    return jnp.where(step >= phase.until, last, jnp.clip((step - begin) // phase.every, 0, last))

@@ -1,0 +1,142 @@
+"""Checkpoints of the whole train state: the only file that knows orbax.
+
+Orbax writes a checkpoint to a temporary folder and renames it, so that a kill leaves a whole one or none. It does not notice every
+damage that a disk or a copy does later; so when it is done, a seal is put into the folder, a file with the checksum of every other file
+and the shape of every array. A folder whose seal is missing or does not fit is never given to orbax. Nothing is pickled.
+"""
+
+import hashlib
+import json
+import shutil
+import warnings
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import orbax.checkpoint as ocp
+
+from sparsejax.leaves import named_leaves
+from sparsejax.training.metrics import write_json
+
+State = Any
+_SEAL = "seal.json"
+
+
+class Checkpoints:
+    """The checkpoints of one run, one folder a step.
+
+    Example:
+      >>> checkpoints = Checkpoints(run / "checkpoints", keep=2)
+      >>> found = checkpoints.restore(jax.eval_shape(init))          # (step, state) or None
+      >>> checkpoints.save(100, state); checkpoints.close()
+    """
+
+    def __init__(self, folder: Path, keep: int):
+        """Opens (or makes) the folder; the `keep` newest checkpoints stay."""
+        folder.mkdir(exist_ok=True)
+        self._folder = folder.resolve()
+        self._keep = keep
+        self._manager: ocp.CheckpointManager | None = None
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
+
+    def restore(self, like: State) -> tuple[int, State] | None:
+        """The newest checkpoint that is whole; others are set aside with a warning that names them.
+
+        Args:
+          like: the state's shapes and dtypes, from `jax.eval_shape`.
+
+        Returns:
+          (step, state), or None if there is no whole checkpoint.
+        """
+        for step in sorted(self.steps(), reverse=True):
+            folder = self._folder / str(step)
+            try:
+                _check_seal(folder, like)
+                return step, self._read(step, like)
+            except Exception as error:  # a disk can damage a file in more ways than orbax has exceptions
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+                aside = folder.with_name(f"{step}.damaged")
+                shutil.rmtree(aside, ignore_errors=True)
+                folder.rename(aside)
+                warnings.warn(
+                    f"checkpoint {folder} is damaged and skipped (now {aside.name}): {reason}", RuntimeWarning, stacklevel=2
+                )
+        return None
+
+    def steps(self) -> list[int]:
+        """The steps of which there is a folder, whole or damaged."""
+        return [int(entry.name) for entry in self._folder.iterdir() if entry.name.isdigit()]
+
+    def save(self, step: int, state: State) -> None:
+        """Saves in the background: the arrays are copied before this returns; `close` waits for the files.
+
+        Raises:
+          OSError and others: what went wrong with the save before this one.
+        """
+        self._wait()
+        self._open().save(step, args=ocp.args.StandardSave(state))
+        self._writing = self._writer.submit(self._finish, step, _arrays(state))
+
+    def close(self) -> None:
+        """Waits until everything is on disk."""
+        try:
+            self._wait()
+        finally:
+            self._writer.shutdown()
+            if self._manager is not None:
+                self._manager.close()
+                self._manager = None
+
+    def _wait(self) -> None:
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _finish(self, step: int, arrays: dict[str, str]) -> None:
+        self._open().wait_until_finished()
+        folder = self._folder / str(step)
+        write_json(folder / _SEAL, {"arrays": arrays, "sha256": _checksums(folder)})
+        # Deleted here and not by orbax, so that the one before is there until the new one is sealed.
+        for old in sorted(self.steps())[: -self._keep]:
+            shutil.rmtree(self._folder / str(old))
+
+    def _open(self) -> ocp.CheckpointManager:
+        # Opened late: it looks at the folder once, and by then damaged checkpoints are out of its way.
+        if self._manager is None:
+            for entry in self._folder.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(entry, ignore_errors=True)  # half-written by a killed run
+            self._manager = ocp.CheckpointManager(self._folder)
+        return self._manager
+
+    def _read(self, step: int, like: State) -> State:
+        with ocp.CheckpointManager(self._folder) as manager:
+            return manager.restore(step, args=ocp.args.StandardRestore(like))
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != _SEAL)
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def _arrays(state: State) -> dict[str, str]:
+    return {path: f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in named_leaves(state)}
+
+
+def _check_seal(folder: Path, like: State) -> None:
+    """Raises ValueError that names the first file or array which is not what it should be."""
+    seal = folder / _SEAL
+    if not seal.is_file():
+        raise ValueError(f"it was not finished: there is no {_SEAL}")
+    try:
+        content = json.loads(seal.read_bytes())
+        files, arrays = dict(content["sha256"]), dict(content["arrays"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{_SEAL} cannot be read: {error}") from error
+    for kind, sealed, found in (("file", files, _checksums(folder)), ("array", _arrays(like), arrays)):
+        for name in sorted(sealed.keys() | found.keys()):
+            if sealed.get(name) != found.get(name):
+                detail = "its content is not what was written"
+                if kind == "array":
+                    detail = f"it is {found.get(name, 'missing')}, expected {sealed.get(name, 'nothing')}"
+                raise ValueError(f"{kind} {name}: {detail if name in found else 'it is missing'}")

@@ -1,0 +1,74 @@
+"""metrics.jsonl: one JSON object a line, in order of step, the same bytes whatever interrupted the run."""
+
+import json
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+Record = dict[str, Any]
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replaces a file as a whole: a reader, or a kill at any instant, sees the old text or the new one."""
+    draft = path.with_name(f".{path.name}.draft")
+    with open(draft, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(draft, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON with sorted keys and a newline, atomically."""
+    write_atomically(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def read_metrics(path: Path) -> list[Record]:
+    """The records of a metrics.jsonl; a last line that is cut short is left out."""
+    return [record for record, _ in _lines(path)]
+
+
+def _lines(path: Path) -> list[tuple[Record, str]]:
+    if not path.exists():
+        return []
+    out = []
+    for line in path.read_text().splitlines(keepends=True):
+        try:
+            record = json.loads(line) if line.endswith("\n") else None
+        except ValueError:
+            record = None
+        if not isinstance(record, dict) or "step" not in record:
+            break  # what follows a damaged line is not trusted either
+        out.append((record, line))
+    return out
+
+
+class MetricsWriter:
+    """Appends records to metrics.jsonl, and keeps them for the result.
+
+    On opening, the file is cut back to the records at or before `step`: what a killed run wrote after its last checkpoint is
+    written again, bit for bit.
+    """
+
+    def __init__(self, path: Path, step: int):
+        lines = _lines(path)
+        kept = [(record, line) for record, line in lines if record["step"] <= step] if step > 0 else []
+        if step > 0 and (not kept or kept[-1][0]["step"] < step):
+            warnings.warn(f"{path}: records up to step {step} are missing or damaged", RuntimeWarning, stacklevel=2)
+        write_atomically(path, "".join(line for _, line in kept))
+        self.records = [record for record, _ in kept]
+        self._file = open(path, "a")  # noqa: SIM115 - closed by close()
+
+    def write(self, record: Record) -> None:
+        """Appends one record; it is visible to readers at once."""
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        self.records.append(record)
+
+    def sync(self) -> None:
+        """Makes what was written survive a power cut; called before the checkpoint that relies on it."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()

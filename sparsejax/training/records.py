@@ -1,0 +1,146 @@
+"""What a chunk reports, as records of metrics.jsonl; the check that a loss is finite; the result of a run."""
+
+import datetime
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from typing import Any
+
+import jax
+import numpy as np
+
+from sparsejax import flops
+from sparsejax.training.errors import NonFiniteLoss
+from sparsejax.training.methods import update_every
+from sparsejax.training.metrics import Record
+
+
+def floats(values: Any) -> list[float]:
+    """float32 values as the shortest decimals that read back the same."""
+    return [float(str(value)) for value in np.asarray(values, np.float32)]
+
+
+def train_record(step: int, epoch: float, report: Mapping[str, Any]) -> Record:
+    """{"kind": "train", ...}: the mean loss of the chunk, per seed, and the learning rate of its last step."""
+    lr = float(str(np.float32(report["lr"])))
+    return {"kind": "train", "step": step, "epoch": epoch, "loss": floats(report["loss"]), "lr": lr}
+
+
+def eval_record(step: int, epoch: float, loss: Any, right: Any, size: int) -> Record:
+    """{"kind": "eval", ...}: mean loss and fraction of right answers on the test set, per seed."""
+    accuracy = [int(count) / size for count in right]
+    return {"kind": "eval", "step": step, "epoch": epoch, "split": "test", "loss": floats(loss / np.float32(size)), "accuracy": accuracy}
+
+
+def masks_record(step: int, report: Mapping[str, Any], sizes: Mapping[str, int]) -> Record:
+    """{"kind": "masks", ...}: densities, what grew and was dropped, exploration R_s: the fraction of weights ever active.
+
+    Args:
+      step: after how many training steps.
+      report: what `programs.mask_report` counted, on the host.
+      sizes: path -> number of weights of one seed.
+    """
+    total = sum(sizes.values())
+    fraction = lambda counts: [int(count) / total for count in np.sum([counts[path] for path in sizes], axis=0)]
+    return {
+        "kind": "masks",
+        "step": step,
+        "density": {path: [int(count) / sizes[path] for count in report["kept"][path]] for path in sizes},
+        "grown": {path: [int(count) for count in report["grown"][path]] for path in sizes},
+        "dropped": {path: [int(count) for count in report["dropped"][path]] for path in sizes},
+        "exploration": fraction(report["ever"]),
+        "skipped": [int(count) for count in report["skipped"]],
+        "total_density": fraction(report["kept"]),
+    }
+
+
+def changed(report: Mapping[str, Any]) -> bool:
+    """Whether a chunk changed any mask of any seed."""
+    return any(np.any(count) for kind in ("grown", "dropped") for count in report.get(kind, {}).values())
+
+
+def check_finite(report: Mapping[str, Any], step: int, seeds: Sequence[int]) -> None:
+    """Raises NonFiniteLoss if a loss of the chunk, or a parameter at its end, is not finite."""
+    for index, seed in enumerate(seeds):
+        bad_step = int(report["bad"]["step"][index])
+        if bad_step >= 0:
+            value = report["bad"]["loss"][index]
+            raise NonFiniteLoss(f"loss is {value} at step {bad_step} (seed {seed}); the last good checkpoint is kept")
+        if not report["finite"][index]:
+            raise NonFiniteLoss(f"a parameter is not finite at step {step} (seed {seed}); the last good checkpoint is kept")
+
+
+def make_result(
+    config: Mapping[str, Any], records: Sequence[Record], *, steps: int, sizes: Mapping[str, int], layers: Mapping[str, int]
+) -> dict[str, Any]:
+    """The content of result.json, without the time taken.
+
+    Args:
+      config: the resolved config.
+      records: all records of metrics.jsonl.
+      steps: training steps of the run.
+      sizes: path -> number of weights, of the leaves that are (or, in a dense run, could be) masked.
+      layers: path -> dense forward FLOPs, from `flops.layer_flops`.
+    """
+    final = next(r for r in reversed(records) if r["kind"] == "eval")
+    masks = [r for r in records if r["kind"] == "masks"]
+    ones = [1.0] * len(config["seeds"])
+    density = masks[-1]["density"] if masks else {path: ones for path in sizes}
+    kept = [round(sum(density[path][index] * size for path, size in sizes.items())) for index in range(len(ones))]
+    return {
+        "method": config["method"],
+        "sparsity": config["sparsity"],
+        "model": config["model"],
+        "dataset": config["dataset"],
+        "seeds": config["seeds"],
+        "steps": steps,
+        "accuracy": final["accuracy"],
+        "loss": final["loss"],
+        "weights_kept": kept,
+        "weights": sum(sizes.values()),
+        "density": density,
+        "inference_flops": flops.relative_inference_flops(layers, _mean_density(density)),
+        "training_flops": relative_training_flops(config, masks, layers, steps),
+        "date": datetime.date.today().isoformat(),
+        "versions": _versions(),
+        "device": _device(),
+    }
+
+
+def _mean_density(density: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    return {path: sum(per_seed) / len(per_seed) for path, per_seed in density.items()}
+
+
+def relative_training_flops(
+    config: Mapping[str, Any], masks: Sequence[Record], layers: Mapping[str, int], steps: int
+) -> float:
+    """Training FLOPs over those of the dense net, with the densities that the run really had.
+
+    A record at step n tells the density since the record before it, up to a chunk: it counts from its own step on.
+    """
+    if not masks:
+        return 1.0
+    dense = sum(layers.values())
+    starts = [record["step"] for record in masks] + [steps]
+    durations = [after - start for start, after in zip(starts, starts[1:], strict=False)]
+    forward = [flops.inference_flops(layers, _mean_density(record["density"])) for record in masks]
+    mean = flops.gradual_training(forward, durations)
+    if config["method"] == "rigl":
+        mean = flops.rigl_training(mean / 3, dense, update_every(config))
+    return mean / flops.dense_training(dense)
+
+
+def _versions() -> dict[str, str]:
+    packages = {name: metadata.version(name) for name in ("jax", "flax", "optax")}
+    try:
+        own = metadata.version("sparsejax")
+    except metadata.PackageNotFoundError:
+        own = "not installed"
+    return {"python": platform.python_version(), **packages, "sparsejax": own}
+
+
+def _device() -> str:
+    device = jax.devices()[0]
+    count = len(os.sched_getaffinity(0)) if device.platform == "cpu" else len(jax.devices())
+    return f"{device.device_kind if device.platform != 'cpu' else 'cpu'} x{count}"

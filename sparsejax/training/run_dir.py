@@ -1,0 +1,56 @@
+"""A run's directory: one process at a time, the config that it belongs to, the mark that it is done."""
+
+import contextlib
+import fcntl
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sparsejax.training.config import Resolved, first_difference
+from sparsejax.training.errors import ConfigError
+from sparsejax.training.metrics import write_json
+
+
+def finished(workdir: Path, config: Resolved) -> dict[str, Any] | None:
+    """The result of a run that is done; None if it has still to run. Writes nothing.
+
+    Raises:
+      ConfigError: if the directory belongs to a run with another config.
+    """
+    if workdir.exists() and not workdir.is_dir():
+        raise ConfigError(f"workdir: {str(workdir)!r} is not a directory")
+    written = _read(workdir / "config.json")
+    if written is not None and (difference := first_difference(written, config)):
+        raise ConfigError(f"workdir {workdir} belongs to another config: {difference}; use another workdir")
+    return _read(workdir / "result.json") if written is not None else None
+
+
+@contextlib.contextmanager
+def opened(workdir: Path, config: Resolved) -> Iterator[None]:
+    """Makes the directory with its config.json, and holds its lock.
+
+    Raises:
+      ConfigError: if another process holds the lock, or the directory cannot be made.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = open(workdir / ".lock", "w")  # noqa: SIM115 - closing it is what releases the lock
+    except OSError as error:
+        raise ConfigError(f"workdir: cannot write to {str(workdir)!r}: {error.strerror}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"workdir {workdir} is in use by another process (it holds {lock.name})") from None
+        write_json(workdir / "config.json", config)
+        yield
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}; move it away or use another workdir") from error

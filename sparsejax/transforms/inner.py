@@ -1,0 +1,56 @@
+"""Which leaves of an inner optimizer's state belong to which parameter, and what they are for a zero weight."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sparsejax.leaves import path_parts
+
+PyTree = Any
+
+
+def owned_leaves(state: PyTree, params: PyTree) -> list[int | None]:
+    """For each leaf of `state`, the index of the parameter it belongs to, or None.
+
+    A state leaf belongs to the parameter with the longest path that ends the leaf's own path, if the shapes agree: so
+    moments are found in any optimizer, known or not, and factored moments and counters are left alone.
+    """
+    owners = {path_parts(path): (i, leaf.shape) for i, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(params))}
+    found: list[int | None] = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        parts = path_parts(path)
+        suffixes = (owners.get(parts[start:]) for start in range(len(parts) + 1))
+        owner = next((owner for owner in suffixes if owner is not None), None)
+        found.append(owner[0] if owner is not None and jnp.shape(leaf) == owner[1] else None)
+    return found
+
+
+def params_shaped(state: PyTree, params: PyTree) -> list[dict[str, jax.Array]]:
+    """For each parameter, the state leaves that belong to it, by the path that leads to them (`0/mu`)."""
+    names = [path_parts(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    result: list[dict[str, jax.Array]] = [{} for _ in names]
+    with_paths = jax.tree_util.tree_leaves_with_path(state)
+    for (path, leaf), owner in zip(with_paths, owned_leaves(state, params), strict=True):
+        if owner is not None:
+            parts = path_parts(path)
+            result[owner]["/".join(parts[: len(parts) - len(names[owner])])] = leaf
+    return result
+
+
+def reset_off(inner: optax.GradientTransformation, state: PyTree, params: PyTree, stay: list[jax.Array | None]) -> PyTree:
+    """The inner state with every params-shaped leaf set, off `stay`, to what `inner.init` gives for a zero weight."""
+    owners = owned_leaves(state, params)
+    if not any(owner is not None and stay[owner] is not None for owner in owners):
+        return state
+    fresh = jax.tree.leaves(inner.init(jax.tree.map(jnp.zeros_like, params)))
+    leaves, structure = jax.tree.flatten(state)
+
+    def reset(leaf, new, owner):
+        mask = None if owner is None else stay[owner]
+        return leaf if mask is None else jnp.where(mask, leaf, jnp.asarray(new, leaf.dtype))
+
+    return structure.unflatten([reset(*each) for each in zip(leaves, fresh, owners, strict=True)])

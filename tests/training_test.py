@@ -1,0 +1,421 @@
+"""Training: what a run writes, that it can be interrupted anywhere, and what it says to bad input."""
+
+import fcntl
+import json
+import os
+import signal
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from sparsejax.data import digits
+from sparsejax.masks import get_masks
+from sparsejax.models import MLP
+from sparsejax.training import ConfigError, NonFiniteLoss, Preempted, default_config, loop, resolve, train, with_options
+from sparsejax.training.checkpoint import Checkpoints
+from sparsejax.training.evaluation import make_evaluate, make_test_set
+from sparsejax.training.methods import METHODS, make_optimizer, make_schedule, make_transform
+from sparsejax.training.metrics import MetricsWriter, read_metrics
+from sparsejax.training.programs import clear_programs, get_programs
+
+SMALL = {
+    "model_args": {"features": [24]},
+    "batch_size": 200,  # 7 steps an epoch; 37 of the 1,437 images are left out of each
+    "epochs": 6,
+    "learning_rate": 1e-2,
+    "seeds": 2,
+    "sparsity": 0.9,
+    "eval_every_epochs": 2,
+    "checkpoint_every_epochs": 1,
+    "chunk_steps": 4,
+}
+STEPS = 42
+ARGS = {
+    "dense": {},
+    "static": {},
+    "one_shot": {"at_step": 10},
+    "gmp": {"update_every": 5, "update_end": 30},
+    "set": {"update_every": 5, "update_end": 30},
+    "rigl": {"update_every": 5, "update_end": 30},
+}
+
+
+def small(method, **changes):
+    return SMALL | {"method": method, "method_args": ARGS[method]} | changes
+
+
+def final_state(config, workdir):
+    like = loop.prepare(resolve(config)).like
+    checkpoints = Checkpoints(workdir / "checkpoints", keep=9)
+    step, state = checkpoints.restore(like)
+    checkpoints.close()
+    assert step == STEPS == int(state.step)
+    return state
+
+
+def bits(tree):
+    def one(leaf):
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return np.asarray(jax.random.key_data(leaf) if is_key else leaf).tobytes()
+
+    return [one(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Each method's small run, made once: method -> (workdir, result)."""
+    made = {}
+
+    def get(method):
+        if method not in made:
+            workdir = tmp_path_factory.mktemp("runs") / method
+            made[method] = workdir, train(small(method), workdir)
+        return made[method]
+
+    return get
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_a_run_writes(runs, method):
+    workdir, result = runs(method)
+    assert json.loads((workdir / "result.json").read_text()) == result
+    assert json.loads((workdir / "config.json").read_text()) == resolve(small(method))
+    assert result["steps"] == STEPS and result["seeds"] == [0, 1] and len(result["accuracy"]) == 2
+    assert min(result["accuracy"]) > 0.6
+    records = read_metrics(workdir / "metrics.jsonl")
+    assert [r["step"] for r in records] == sorted(r["step"] for r in records)
+    evals = [r for r in records if r["kind"] == "eval"]
+    assert [r["step"] for r in evals] == [14, 28, 42] and evals[-1]["accuracy"] == result["accuracy"]
+    weights = 64 * 24 + 24 * 10
+    assert result["weights"] == weights
+    if method == "dense":
+        assert result["weights_kept"] == [weights] * 2 and result["training_flops"] == result["inference_flops"] == 1.0
+    else:
+        state = final_state(small(method), workdir)
+        masks = get_masks(state.opt_state)
+        for layer, params in state.params.items():
+            kernel, mask = np.asarray(params["kernel"]), np.asarray(masks[layer]["kernel"])
+            assert (kernel[~mask] == 0).all() and masks[layer]["bias"] is None
+            np.testing.assert_allclose(result["density"][f"{layer}/kernel"], mask.mean((1, 2)))
+        kept = sum(np.asarray(m).sum((1, 2)) for m in jax.tree.leaves(masks))
+        assert result["weights_kept"] == kept.tolist()
+        assert abs(kept[0] / weights - 0.1) < 0.001
+        assert 0 < result["inference_flops"] < 0.2 and result["inference_flops"] <= result["training_flops"] < 0.9
+
+
+@pytest.mark.parametrize("method", ["static", "gmp", "set", "rigl"])
+def test_mask_records_add_up(runs, method):
+    """Density, grown and dropped of each record follow from the record before; exploration never shrinks."""
+    records = [r for r in read_metrics(runs(method)[0] / "metrics.jsonl") if r["kind"] == "masks"]
+    sizes = {"Dense_0/kernel": 64 * 24, "Dense_1/kernel": 24 * 10}
+    updates = {"static": [], "gmp": range(6, 32, 5), "set": range(6, 30, 5), "rigl": range(6, 30, 5)}[method]
+    assert [r["step"] for r in records] == [0, *updates]
+    for before, after in zip(records, records[1:]):
+        for path, size in sizes.items():
+            moved = np.array(after["grown"][path]) - after["dropped"][path]
+            np.testing.assert_allclose(np.array(after["density"][path]) * size, np.array(before["density"][path]) * size + moved)
+        assert (np.array(after["exploration"]) >= before["exploration"]).all()
+    for record in records:
+        total = sum(np.array(record["density"][path]) * size for path, size in sizes.items()) / sum(sizes.values())
+        np.testing.assert_allclose(record["total_density"], total)
+    start, end = records[0], records[-1]
+    if method in ("set", "rigl"):
+        grown = sum(sum(np.array(r["grown"][path]) for path in sizes) for r in records) / sum(sizes.values())
+        assert (np.array(end["exploration"]) > start["exploration"]).all()
+        assert (np.array(end["exploration"]) <= start["exploration"] + grown + 1e-12).all()
+        assert start["exploration"] == start["total_density"] == end["total_density"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_interrupted_at_any_chunk_ends_with_the_same_bits(runs, method, tmp_path):
+    """In-process: an exception leaves what a kill between two chunks would leave; real kills are in kill_test.py."""
+    workdir, result = runs(method)
+    stops = [3, 9, 14, 30, 42]
+
+    def on_progress(done, total, last):
+        assert total == STEPS and len(last["loss"]) == 2
+        if stops and done >= stops[0]:
+            raise KeyboardInterrupt(stops.pop(0))
+
+    while stops:
+        with pytest.raises(KeyboardInterrupt):
+            train(small(method), tmp_path / "run", on_progress=on_progress)
+        assert not (tmp_path / "run" / "result.json").exists()
+    again = train(small(method), tmp_path / "run", on_progress=on_progress)
+    times = ("seconds", "date")
+    assert {k: v for k, v in again.items() if k not in times} == {k: v for k, v in result.items() if k not in times}
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == (workdir / "metrics.jsonl").read_bytes()
+    assert bits(final_state(small(method), tmp_path / "run")) == bits(final_state(small(method), workdir))
+
+
+@pytest.mark.parametrize("method", ["gmp", "rigl"])
+def test_trials_that_differ_in_sparsity_share_one_program(runs, method, tmp_path):
+    """The same bits come from the program of another sparsity and from one of its own, and nothing is compiled twice."""
+    runs(method)
+    config = small(method, sparsity=0.95)
+    train(config, tmp_path / "shared")
+    resolved = resolve(config)
+    assert get_programs(resolved, digits(), 7).chunk._cache_size() == 1
+    clear_programs()
+    train(config, tmp_path / "own")
+    assert bits(final_state(config, tmp_path / "shared")) == bits(final_state(config, tmp_path / "own"))
+    assert (tmp_path / "shared" / "metrics.jsonl").read_bytes() == (tmp_path / "own" / "metrics.jsonl").read_bytes()
+
+
+def test_seeds_together_are_the_seeds_alone(runs, tmp_path):
+    """vmap changes the order of sums, not the run: the same start masks, nearly the same losses."""
+    together = read_metrics(runs("set")[0] / "metrics.jsonl")
+    train(small("set", seeds=[1]), tmp_path / "run")
+    alone = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    first, also = ([r for r in records if r["kind"] == "masks"][0] for records in (together, alone))
+    assert first["density"]["Dense_0/kernel"][1] == also["density"]["Dense_0/kernel"][0]
+    losses = [[r["loss"][-1] for r in records if r["kind"] == "train"] for records in (together, alone)]
+    np.testing.assert_allclose(losses[0][:4], losses[1][:4], rtol=1e-4)
+    assert together[-1]["accuracy"][0] != together[-1]["accuracy"][1] or losses[0] != losses[1]
+
+
+def test_a_finished_run_returns_at_once(runs, monkeypatch):
+    workdir, result = runs("dense")
+    monkeypatch.setattr(loop, "prepare", lambda config: pytest.fail("a finished run was prepared again"))
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+    assert train(small("dense"), workdir) == result
+    assert before == {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+
+
+def test_another_config_in_the_same_workdir(runs):
+    workdir, _ = runs("rigl")
+    with pytest.raises(ConfigError, match="another config: learning_rate is 0.01 there and 0.02 here"):
+        train(small("rigl", learning_rate=0.02), workdir)
+    with pytest.raises(ConfigError, match="method_args.update_every is 5 there and 6 here"):
+        train(small("rigl", method_args=ARGS["rigl"] | {"update_every": 6}), workdir)
+
+
+def test_a_second_process_on_one_workdir(tmp_path):
+    (tmp_path / "run").mkdir()
+    with open(tmp_path / "run" / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError, match="in use by another process"):
+            train(small("dense"), tmp_path / "run")
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_sigterm_saves_and_exits_with_143(runs, tmp_path):
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def on_progress(done, total, last):
+        if done == 9:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Preempted) as caught:
+        train(small("rigl", checkpoint_every_epochs=0), tmp_path / "run", on_progress=on_progress)
+    assert caught.value.code == 143 and isinstance(caught.value, SystemExit)
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == [str(caught.value.step)]
+    assert 9 < caught.value.step < 16
+    train(small("rigl", checkpoint_every_epochs=0), tmp_path / "run")
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == (runs("rigl")[0] / "metrics.jsonl").read_bytes()
+    assert bits(final_state(small("rigl"), tmp_path / "run")) == bits(final_state(small("rigl"), runs("rigl")[0]))
+
+
+def test_in_another_thread_no_signal_handler_is_needed(runs, tmp_path):
+    results = []
+    thread = threading.Thread(target=lambda: results.append(train(small("dense"), tmp_path / "run")))
+    thread.start()
+    thread.join()
+    assert results[0]["accuracy"] == runs("dense")[1]["accuracy"]
+
+
+def test_a_damaged_newest_checkpoint_costs_one_checkpoint_only(runs, tmp_path):
+    def on_progress(done, total, last):
+        if done >= 30:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(small("rigl"), tmp_path / "run", on_progress=on_progress)
+    newest = tmp_path / "run" / "checkpoints" / "28"
+    (newest / "default" / "manifest.ocdbt").write_bytes(b"")
+    with pytest.warns(RuntimeWarning, match="checkpoints/28 is damaged and skipped"):
+        train(small("rigl"), tmp_path / "run")
+    assert bits(final_state(small("rigl"), tmp_path / "run")) == bits(final_state(small("rigl"), runs("rigl")[0]))
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == (runs("rigl")[0] / "metrics.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("method", ["dense", "rigl"])
+def test_a_loss_that_is_not_finite(method, tmp_path):
+    config = small(method, optimizer="sgd", momentum=0.0, learning_rate=1e25, warmup_steps=40, schedule="constant")
+    with pytest.raises(NonFiniteLoss, match=r"loss is (nan|inf) at step (\d+) \(seed 0\); the last good"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "result.json").exists()
+    losses = [r["loss"] for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if r["kind"] == "train"]
+    assert np.isfinite(losses).all()
+    with pytest.raises(NonFiniteLoss):  # and again, from the checkpoint if there is one
+        train(config, tmp_path / "run")
+    result = train(config | {"stop_on_nonfinite": False}, tmp_path / "go on")
+    assert result["steps"] == STEPS and not np.isfinite(result["loss"]).any()
+
+
+BAD = {
+    "method: unknown 'rigel'; did you mean 'rigl'? one of dense, gmp": {"method": "rigel"},
+    "dataset: unknown 'digit'; did you mean 'digits'?": {"dataset": "digit"},
+    "model: unknown 'mpl'; did you mean 'mlp'?": {"model": "mpl"},
+    "optimizer: unknown 'adamx'; did you mean 'adamw'?": {"optimizer": "adamx"},
+    "schedule: unknown 'cosin'; did you mean 'cosine'?": {"schedule": "cosin"},
+    "config: unknown 'epoch'; did you mean 'epochs'?": {"epoch": 1},
+    "method_args: unknown 'drop_fractoin'; did you mean 'drop_fraction'?": {"method_args": {"drop_fractoin": 0.1}},
+    "method_args.update_every: 0 is not an integer >= 1": {"method_args": {"update_every": 0}},
+    "method_args.distribution: unknown 'erl'": {"method_args": {"distribution": "erl"}},
+    "method_args.pattern: unknown 'mn(2, 4)'": {"method_args": {"pattern": "mn(2, 4)"}},
+    "nm(4, 2): N of every M needs 0 < n <= m": {"method_args": {"pattern": "nm(4, 2)"}},
+    "is not a name or a call with plain numbers": {"method_args": {"pattern": "__import__('os').getcwd()"}},
+    "drop_fraction=1.5 must lie in [0, 1]": {"method_args": {"drop_fraction": 1.5}},
+    "where: 'Conv_*' matches no leaf": {"method_args": {"where": "only('Conv_*')"}},
+    "model_args: unknown 'feature'; did you mean 'features'?": {"model_args": {"feature": [3]}},
+    "data: unknown 'test_sise'; did you mean 'test_size'?": {"data": {"test_sise": 3}},
+    "test_size: 0 is not in 1..1796": {"data": {"test_size": 0}},
+    "sparsity: 1.0 is not a number in [0, 1)": {"sparsity": 1.0},
+    "sparsity: '0.9' is not a number": {"sparsity": "0.9"},
+    "epochs: 0 is not an integer >= 1": {"epochs": 0},
+    "epochs: True is not an integer": {"epochs": True},
+    "epochs: 2.5 is not an integer": {"epochs": 2.5},
+    "learning_rate: nan is not a number > 0": {"learning_rate": float("nan")},
+    "seeds: [1, 1] is not": {"seeds": (1, 1)},
+    "seeds: [] is not": {"seeds": []},
+    "batch_size: 1438 is more than the 1437 training examples": {"batch_size": 1438},
+    "data_dir: is empty": {"dataset": "mnist"},
+    "data_dir: '/no/such/place' is not a directory": {"dataset": "mnist", "data_dir": "/no/such/place"},
+    "weight_decay: 0.1 with optimizer 'adam'": {"optimizer": "adam", "weight_decay": 0.1},
+    "warmup_steps: 42 is not below the 42 steps of the run": {"warmup_steps": 42, "schedule": "cosine"},
+}
+
+
+@pytest.mark.parametrize("words", BAD)
+def test_bad_input_is_one_line_and_leaves_nothing_behind(words, tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        train(small("rigl") | BAD[words], tmp_path / "run")
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_workdirs_that_cannot_be(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="is not a directory"):
+        train(small("dense"), tmp_path / "file")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"config.json: cannot be read"):
+        train(small("dense"), tmp_path / "run")
+
+
+def test_options_of_a_config():
+    config = default_config()
+    config.method_args = {"update_every": 10, "update_end": config.get_ref("epochs") * 7}
+    got = resolve(with_options(config, "epochs=3, seeds=(4, 7),method=rigl,stop_on_nonfinite=false,data_dir=a b"))
+    assert (got["epochs"], got["seeds"], got["method"], got["stop_on_nonfinite"]) == (3, [4, 7], "rigl", False)
+    assert got["method_args"]["update_end"] == 21 and got["data_dir"] == "a b"
+    assert resolve(with_options(config, "")) == got
+    for arg, words in (
+        ("epochs", "'epochs' is not of the form key=value"),
+        ("epoch=3", "unknown 'epoch'; did you mean 'epochs'"),
+        ("method_args.update_ever=3", "did you mean 'update_every'"),
+        ("epochs=three", "epochs: 'three' is not of type int"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            with_options(config, arg)
+
+
+def test_grid_does_not_depend_on_where_it_is_entered():
+    grid = loop.Grid(chunk=7, update=5, epoch=11, evaluate=22, save=33, total=66)
+    ends, step = [], 0
+    while step < grid.total:
+        step = grid.after(step)
+        ends.append(step)
+    assert set(ends) == {s for s in range(1, 67) if s % 11 == 0 or s % 5 == 1 or s % 7 == 1}
+    for step in range(66):
+        assert grid.after(step) == min(end for end in ends if end > step)
+    assert [s for s in ends if grid.evaluates(s)] == [22, 44, 66] and [s for s in ends if grid.saves(s)] == [33, 66]
+
+
+def test_every_epoch_has_its_own_order_of_every_seed():
+    programs = get_programs(resolve(small("dense")), digits(), 7)
+    seeds = jnp.array([3, 5], jnp.int32)
+    orders = [np.asarray(programs.permute(seeds, epoch)) for epoch in (0, 1)]
+    for order in (*orders[0], *orders[1]):
+        np.testing.assert_array_equal(np.sort(order), np.arange(1437))
+    assert len({order.tobytes() for order in (*orders[0], *orders[1])}) == 4
+    np.testing.assert_array_equal(programs.permute(seeds[1:], 1)[0], orders[1][1])
+
+
+@pytest.mark.parametrize("size", [1, 1024, 1025, 2500])
+def test_evaluation_counts_every_example_once(size):
+    rng = np.random.default_rng(size)
+    x, y = rng.integers(0, 256, (size, 3, 2), dtype=np.uint8), rng.integers(0, 4, size).astype(np.int32)
+    model = MLP(classes=4, features=(5,))
+    init = lambda seed: model.init(jax.random.key(seed), jnp.zeros((1, 3, 2)))["params"]
+    params = jax.vmap(init)(jnp.arange(3))
+    test = make_test_set(x, y)
+    loss, right = make_evaluate(model, lambda x: x / jnp.float32(255))(params, test.x, test.y, test.real)
+    assert test.size == size and int(test.real.sum()) == size
+    for seed in range(3):
+        p = jax.tree.map(lambda leaf: np.asarray(leaf[seed], np.float64), params)
+        hidden = np.maximum(x.reshape(size, -1) / 255 @ p["Dense_0"]["kernel"] + p["Dense_0"]["bias"], 0)
+        logits = hidden @ p["Dense_1"]["kernel"] + p["Dense_1"]["bias"]
+        expected = np.log(np.exp(logits).sum(1)) - logits[np.arange(size), y]
+        np.testing.assert_allclose(loss[seed], expected.sum(), rtol=1e-4)
+        assert int(right[seed]) == (logits.argmax(1) == y).sum()
+
+
+def test_metrics_are_cut_back_to_the_checkpoint(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    writer = MetricsWriter(path, 0)
+    for step in (5, 10, 15):
+        writer.write({"kind": "train", "step": step})
+    writer.close()
+    with open(path, "a") as file:
+        file.write('{"kind": "train", "st')
+    assert [r["step"] for r in read_metrics(path)] == [5, 10, 15]
+    again = MetricsWriter(path, 10)
+    assert [r["step"] for r in again.records] == [5, 10]
+    again.write({"kind": "train", "step": 15})
+    again.close()
+    assert path.read_text().splitlines() == ['{"kind": "train", "step": %d}' % step for step in (5, 10, 15)]
+    MetricsWriter(path, 0).close()
+    assert path.read_text() == ""
+    with pytest.warns(RuntimeWarning, match="records up to step 10 are missing"):
+        MetricsWriter(path, 10).close()
+
+
+def test_weight_decay_is_for_kernels():
+    params = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    for name in ("adamw", "sgd"):
+        config = resolve({"optimizer": name, "weight_decay": 0.5, "learning_rate": 0.1})
+        tx = make_optimizer(config, 100)
+        updates, _ = tx.update(zeros, tx.init(params), params)
+        np.testing.assert_allclose(updates["kernel"], -0.05 * np.ones((2, 3)), rtol=1e-6)
+        np.testing.assert_array_equal(updates["bias"], 0)
+
+
+def test_schedules():
+    config = resolve({"learning_rate": 0.4, "warmup_steps": 10, "schedule": "cosine"})
+    cosine = make_schedule(config, 110)
+    np.testing.assert_allclose([cosine(0), cosine(5), cosine(10), cosine(60), cosine(110)], [0, 0.2, 0.4, 0.2, 0], atol=1e-7)
+    constant = make_schedule(config | {"schedule": "constant"}, 110)
+    np.testing.assert_allclose([constant(0), constant(5), constant(10), constant(1000)], [0, 0.2, 0.4, 0.4])
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "unstructured()", "block(4, 4)", "block((2, 8))", "channel", "channel(axis=0)"])
+def test_patterns_are_written_as_calls(pattern):
+    config = resolve(small("static", method_args={"pattern": pattern}))
+    transform = make_transform(config, 10, sparsity=0.5)
+    masks = get_masks(transform.init({"kernel": jnp.ones((16, 8)), "bias": jnp.ones(8)}))
+    assert int(masks["kernel"].sum()) == 64 and isinstance(transform, optax.GradientTransformationExtraArgs)
+
+
+def test_nm_in_a_config():
+    config = resolve(small("static", method_args={"pattern": "nm(2, 4)"}, sparsity=0.5))
+    mask = get_masks(make_transform(config, 10, sparsity=0.5).init({"kernel": jnp.ones((16, 8))}))["kernel"]
+    np.testing.assert_array_equal(mask.reshape(4, 4, 8).sum(1), 2)
