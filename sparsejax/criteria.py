@@ -30,5 +30,6 @@ def saliency(leaf: Leaf) -> jax.Array:
 
 
 def random(leaf: Leaf) -> jax.Array:
-    """Independent uniform integers in [1, 2^32 - 2], drawn with the leaf's key. Source: SET, Mocanu et al. 2018, arXiv:1707.04780."""
-    return jnp.clip(jax.random.bits(leaf.key, leaf.weight.shape, jnp.uint32), jnp.uint32(1), jnp.uint32(2**32 - 2))
+    """Uniform integers in [1, 2^32 - 2], drawn with the leaf's key. Source: SET, Mocanu 2018, arXiv:1707.04780."""
+    bits = jax.random.bits(leaf.key, leaf.weight.shape, jnp.uint32)
+    return jnp.clip(bits, jnp.uint32(1), jnp.uint32(2**32 - 2))

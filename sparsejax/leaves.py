@@ -69,12 +69,12 @@ def _refusal(path: str, array: Any) -> str | None:
 
 
 def default_where(path: str, array: Any) -> bool:
-    """The default `where`: floating matrices and convolution kernels that are neither embeddings, positions nor norms."""
+    """The default `where`: floating matrices and kernels that are neither embeddings, positions nor norms."""
     return _refusal(path, array) is None
 
 
 class Globs(NamedTuple):
-    """A predicate made of globs over paths; built by `only` and `except_`, checked against the tree in `select_leaves`."""
+    """A predicate made of globs over paths, from `only` and `except_`; `select_leaves` checks it against the tree."""
 
     globs: tuple[str, ...]
     wanted: bool
@@ -128,7 +128,10 @@ def select_leaves(params: Any, where: Where | None = None) -> Any:
     chosen = [leaf if (where or default_where)(path, leaf) else None for path, leaf in leaves]
     if leaves and all(leaf is None for leaf in chosen):
         reasons = "; ".join(f"{path} {leaf.shape}: {_refusal(path, leaf) or 'refused'}" for path, leaf in leaves[:4])
-        raise ValueError(f"where matches none of the {len(leaves)} leaves ({reasons}); pass where=only('...') or a predicate (path, array) -> bool")
+        raise ValueError(
+            f"where matches none of the {len(leaves)} leaves ({reasons}); pass where=only('...') or a predicate "
+            "(path, array) -> bool"
+        )
     return jax.tree.unflatten(jax.tree.structure(params), chosen)
 
 
@@ -149,7 +152,7 @@ def why_dense(params: Any, where: Where | None = None) -> dict[str, str]:
 
 
 def flax_layout(path: str, array: Any) -> Axes:
-    """Flax Linen and NNX: the last axis is the output, the rest are inputs; for attention's query, key and value the first is the input.
+    """Flax Linen and NNX: the last axis is the output, the rest inputs; of query, key and value the first is the input.
 
     Example:
       >>> flax_layout("Conv_0/kernel", jnp.ones((3, 3, 16, 32)))
@@ -194,5 +197,7 @@ def checked_axes(layout: Layout | None, path: str, array: Any) -> Axes:
     """The layout's answer for one leaf; ValueError where it does not cover each axis exactly once."""
     axes = Axes(*(tuple(group) for group in (layout or flax_layout)(path, array)))
     if sorted(sum(axes, ())) != list(range(array.ndim)):
-        raise ValueError(f"layout({path!r}) = {tuple(axes)} must name each of the {array.ndim} axes of {array.shape} once")
+        raise ValueError(
+            f"layout({path!r}) = {tuple(axes)} must name each of the {array.ndim} axes of {array.shape} once"
+        )
     return axes

@@ -1,4 +1,4 @@
-"""Mask pytrees: a boolean array or None for each parameter; apply them, measure them, find and set them in optimizer states."""
+"""Mask pytrees, a boolean array or None for each parameter: apply, measure, find and set them in optimizer states."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def map_masks(fn: Callable[..., Any], masks: PyTree, *trees: PyTree) -> PyTree:
 
     The masks' own structure may have None, or optax's MaskedNode, at any leaf of the trees.
     """
-    structure = jax.tree.structure(trees[0])
+    structure: Any = jax.tree.structure(trees[0])
     leaves = [structure.flatten_up_to(tree) for tree in trees]
     flat = [None if isinstance(m, optax.MaskedNode) else m for m in structure.flatten_up_to(masks)]
     return structure.unflatten([fn(*each) for each in zip(flat, *leaves, strict=True)])
@@ -42,7 +42,7 @@ def apply_masks(params: PyTree, masks: PyTree) -> PyTree:
 
 
 def masks_from(params: PyTree, where: Where | None = None) -> PyTree:
-    """The masks of an already sparse checkpoint: True where a weight is not zero, None at leaves that are not sparsified."""
+    """The masks of an already sparse checkpoint: True where a weight is not zero, None at leaves left dense."""
     chosen = select_leaves(params, where)
     return map_masks(lambda leaf, _: None if leaf is None else leaf != 0, chosen, params)
 
@@ -76,7 +76,9 @@ def sparse_states(opt_state: PyTree) -> list[SparseState]:
 def _plain(masks: PyTree) -> PyTree:
     """Masks without the variables in which NNX wraps arrays, and None for MaskedNode."""
     is_end = lambda node: isinstance(node, optax.MaskedNode) or hasattr(node, "get_value")
-    unwrap = lambda node: None if isinstance(node, optax.MaskedNode) else node.get_value() if hasattr(node, "get_value") else node
+    unwrap = lambda node: (
+        None if isinstance(node, optax.MaskedNode) else node.get_value() if hasattr(node, "get_value") else node
+    )
     return jax.tree.map(unwrap, masks, is_leaf=is_end)
 
 
@@ -120,12 +122,13 @@ def set_masks(opt_state: PyTree, masks: PyTree) -> PyTree:
       ValueError: the state holds none or several sparse transformations, or a mask has another shape or is not boolean.
     """
     if len(sparse_states(opt_state)) != 1:
-        raise ValueError(f"opt_state holds {len(sparse_states(opt_state))} sparse transformations; set_masks needs exactly one")
+        raise ValueError(f"opt_state holds {len(sparse_states(opt_state))} SparseState; set_masks needs exactly one")
 
     def checked(path, old, new):
         value = old.get_value() if hasattr(old, "get_value") else old
         if getattr(new, "shape", None) != value.shape or new.dtype != jnp.bool_:
-            raise ValueError(f"{leaf_path(path)}: a mask must be a bool array of shape {value.shape}, not {getattr(new, 'dtype', type(new).__name__)}{getattr(new, 'shape', '')}")
+            given = f"{getattr(new, 'dtype', type(new).__name__)}{getattr(new, 'shape', '')}"
+            raise ValueError(f"{leaf_path(path)}: a mask must be a bool array of shape {value.shape}, not {given}")
         copy = jnp.array(new)
         return old.replace(copy) if hasattr(old, "get_value") else copy
 
@@ -133,8 +136,11 @@ def set_masks(opt_state: PyTree, masks: PyTree) -> PyTree:
         if not _is_state(node):
             return node
         is_end = lambda leaf: hasattr(leaf, "get_value")
+        structure: Any
         paths, structure = jax.tree_util.tree_flatten_with_path(node.masks, is_leaf=is_end)
         flat = structure.flatten_up_to(masks)
-        return node._replace(masks=structure.unflatten([checked(p, old, new) for (p, old), new in zip(paths, flat, strict=True)]))
+        return node._replace(
+            masks=structure.unflatten([checked(p, old, new) for (p, old), new in zip(paths, flat, strict=True)])
+        )
 
     return jax.tree.map(replaced, opt_state, is_leaf=_is_state)

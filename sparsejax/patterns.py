@@ -37,7 +37,13 @@ def kept_units(units: int, sparsity: float) -> int:
     return units - math.floor(sparsity * units + 1e-6)
 
 
-def pattern_mask(pattern: Pattern, scores: jax.Array, count: int | jax.Array | Count, axes: Axes | None = None, ties: jax.Array | None = None) -> jax.Array:
+def pattern_mask(
+    pattern: Pattern,
+    scores: jax.Array,
+    count: int | jax.Array | Count,
+    axes: Axes | None = None,
+    ties: jax.Array | None = None,
+) -> jax.Array:
     """The mask of `scores`' shape that keeps the `count` best units of every group.
 
     Args:
@@ -76,7 +82,8 @@ class Unstructured(NamedTuple):
     def group_axes(self, shape: Shape, axes: Axes) -> tuple[int, ...]:
         return _not_stacked(len(shape), axes)
 
-    slice_axes = group_axes
+    def slice_axes(self, shape: Shape, axes: Axes) -> tuple[int, ...]:
+        return self.group_axes(shape, axes)
 
     def group_size(self, shape: Shape, axes: Axes) -> int:
         return math.prod(shape[axis] for axis in self.group_axes(shape, axes))
@@ -102,8 +109,10 @@ class NM(NamedTuple):
             return True
         if self.indivisible == "skip":
             return False
-        raise ValueError(f"{path}: axis {axis} of {shape} has {shape[axis]} entries, which m = {self.m} does not divide; "
-                         f"choose another axis, leave the leaf out with where, or nm(..., indivisible='skip')")  # fmt: skip
+        raise ValueError(
+            f"{path}: axis {axis} of {shape} has {shape[axis]} entries, which m = {self.m} does not divide; choose "
+            f"another axis, leave the leaf out with where, or nm(..., indivisible='skip')"
+        )
 
     def units(self, x: jax.Array, axes: Axes) -> jax.Array:
         axis = self._axis(x.ndim, axes)
@@ -131,7 +140,7 @@ class Block(NamedTuple):
 
     def check(self, path: str, shape: Shape, axes: Axes) -> bool:
         if not axes.inputs or not axes.outputs:
-            raise ValueError(f"{path}: block{self.shape} needs an input and an output axis; the layout gives {tuple(axes)}")
+            raise ValueError(f"{path}: block{self.shape} needs an input and an output axis, not {tuple(axes)}")
         return True
 
     def _tiles(self, shape: Shape, axes: Axes) -> dict[int, tuple[int, int]]:
@@ -167,7 +176,8 @@ class Block(NamedTuple):
     def group_axes(self, shape: Shape, axes: Axes) -> tuple[int, ...]:
         return _not_stacked(len(shape), axes)
 
-    slice_axes = group_axes
+    def slice_axes(self, shape: Shape, axes: Axes) -> tuple[int, ...]:
+        return self.group_axes(shape, axes)
 
     def group_size(self, shape: Shape, axes: Axes) -> int:
         tiles = self._tiles(shape, axes)
@@ -200,7 +210,8 @@ class Channel(NamedTuple):
     def group_axes(self, shape: Shape, axes: Axes) -> tuple[int, ...]:
         return (self._axis(len(shape), axes),)
 
-    slice_axes = group_axes
+    def slice_axes(self, shape: Shape, axes: Axes) -> tuple[int, ...]:
+        return self.group_axes(shape, axes)
 
     def group_size(self, shape: Shape, axes: Axes) -> int:
         return shape[self._axis(len(shape), axes)]
@@ -239,10 +250,9 @@ def block(shape: tuple[int, int]) -> Block:
     Raises:
       ValueError: not two positive integers.
     """
-    shape = tuple(shape)
     if len(shape) != 2 or any(not isinstance(size, int) or size < 1 for size in shape):
         raise ValueError(f"block({shape}): two positive integers (inputs, outputs)")
-    return Block(shape)
+    return Block((shape[0], shape[1]))
 
 
 def channel(axis: int | None = None) -> Channel:

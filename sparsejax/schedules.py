@@ -2,7 +2,8 @@
 
 A *plan* is a tuple of phases, one after the other; each lasts until (and includes) its last step:
 
-  plan = (dense(until=1_000), gradual(until=5_000, every=100), rewire(until=7_500, every=100, drop_fraction=0.3), fixed())
+  plan = (dense(until=1_000), gradual(until=5_000, every=100),
+          rewire(until=7_500, every=100, drop_fraction=0.3), fixed())
 
 trains densely, prunes by the cubic schedule, then rewires as RigL does, then holds the masks.
 """
@@ -102,12 +103,12 @@ def fixed() -> Phase:
 
 
 def gradual(until: int, every: int, initial: float = 0.0) -> Phase:
-    """The sparsity climbs from `initial` x target to the target by the cubic rule, with an update every `every` steps and at `until`."""
+    """The sparsity climbs from `initial` x target to the target by the cubic rule, every `every` steps and at the end."""
     return Phase(until, every, ramp=True, initial=initial)
 
 
 def rewire(every: int, drop_fraction: float | jax.Array, until: int | None = None) -> Phase:
-    """Every `every` steps below `until` a share of the kept weights moves; cosine-annealed where `until` is an integer."""
+    """Every `every` steps below `until` a share of the kept weights moves; cosine-annealed where `until` is an int."""
     return Phase(until, every, drop_fraction=drop_fraction)
 
 
@@ -133,7 +134,7 @@ def check_plan(plan: Plan) -> None:
         if phase.every < 0 or (phase.every == 0 and (phase.ramp or phase.drop_fraction is not None)):
             raise ValueError(f"plan: update_every={phase.every} must be at least 1")
         alpha = phase.drop_fraction
-        if isinstance(alpha, (int, float)) and not 0 <= alpha <= 1:
+        if alpha is not None and not isinstance(alpha, jax.core.Tracer) and not 0 <= alpha <= 1:
             raise ValueError(f"drop_fraction={alpha} must lie in [0, 1]")
         if not 0 <= phase.initial <= 1:
             raise ValueError(f"plan: initial={phase.initial} must lie in [0, 1]")
@@ -141,15 +142,23 @@ def check_plan(plan: Plan) -> None:
         raise ValueError("plan: at most one phase can be gradual")
 
 
+def check_steps(least: int, **steps: int) -> None:
+    """Raises ValueError where a named number of steps is not an integer of at least `least`."""
+    for name, value in steps.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{name}={value} must be an integer of at least {least}")
+
+
 def is_update(plan: Plan, step: jax.Array) -> jax.Array:
-    """Whether masks change at a step. A ramp's first update is at its begin where it starts above 0, and at step 0 only then."""
+    """Whether masks change at a step; at the begin of a phase only where a ramp starts there above 0."""
     hit = jnp.zeros((), bool)
     for begin, phase in spans(plan):
         if phase.ramp:
-            on_grid = (step >= begin) & (step < phase.until) & ((step - begin) % phase.every == 0)
+            until = phase.until or 0
+            on_grid = (step >= begin) & (step < until) & ((step - begin) % phase.every == 0)
             if phase.initial == 0:
                 on_grid &= step > begin
-            hit |= on_grid | (step == phase.until)
+            hit |= on_grid | (step == until)
         elif phase.drop_fraction is not None:
             hit |= update_grid(phase.every, begin, phase.until)(step)
     return hit
@@ -174,7 +183,7 @@ def ramp_of(plan: Plan) -> tuple[int, Phase] | None:
 
 
 def ramp_values(plan: Plan) -> list[float]:
-    """The share of the target sparsity after each update of the ramp, in float64 on the host; 1.0 last. Without a ramp: [1.0]."""
+    """The share of the target sparsity after each update of the ramp, in float64 on the host; the last is 1.0."""
     found = ramp_of(plan)
     if found is None:
         return [1.0]

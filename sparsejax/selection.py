@@ -28,7 +28,7 @@ class Count(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """Keys of one leaf that are computed, not stored: `keys(*operands)` is an array of unsigned integers, larger = keep.
+    """Keys of one leaf, computed, not stored: `keys(*operands)` is an array of unsigned integers, larger = keep.
 
     Attributes:
       keys: element-wise function of the operands.
@@ -36,7 +36,7 @@ class Scores(NamedTuple):
     """
 
     keys: Callable[..., jax.Array]
-    operands: tuple[jax.Array, ...]
+    operands: tuple[Any, ...]
 
 
 def order_key(x: jax.Array) -> jax.Array:
@@ -99,7 +99,8 @@ def scaled(n: Count, fraction: float | jax.Array, rounding: str = "floor") -> Co
 
 
 def _plus(counts: Sequence[Count]) -> Count:
-    hi, lo = (sum(c.hi for c in counts), sum(c.lo for c in counts))
+    hi = sum((c.hi for c in counts[1:]), counts[0].hi)
+    lo = sum((c.lo for c in counts[1:]), counts[0].lo)
     return Count(hi + (lo >> 16), lo & 0xFFFF)
 
 
@@ -125,7 +126,9 @@ def count_true(masks: Sequence[jax.Array], axes: tuple[int, ...]) -> list[Count]
     return [_plus([part]) for part in parts]
 
 
-def _search(holds: Callable[..., list[jax.Array]], operands: Any, shape: tuple[int, ...], dtype: Any, bits: int, run: Any = None) -> jax.Array:
+def _search(
+    holds: Callable[..., list[jax.Array]], operands: Any, shape: tuple[int, ...], dtype: Any, bits: int, run: Any = None
+) -> jax.Array:
     """The largest p below 2^bits, one for each entry of `shape`, for which a monotone test holds; it holds at 0.
 
     `holds(operands, zero, candidates)` tests several candidates in one pass; what it adds `zero` to is computed in the
@@ -161,7 +164,9 @@ def _threshold(leaves: Sequence[Scores], k: Count, axes: Sequence[tuple[int, ...
         counts = []
         for leaf, read, over in zip(leaves, operands, axes, strict=True):
             keys = leaf.keys(*read)
-            found = count_true([keys >= (c if single else lax.expand_dims(c, range(keys.ndim))) for c in candidates], over)
+            found = count_true(
+                [keys >= (c if single else lax.expand_dims(c, range(keys.ndim))) for c in candidates], over
+            )
             counts.append(found if single else [Count(*(word.reshape(()) for word in c)) for c in found])
         return [_at_least(_plus(per_leaf), k) for per_leaf in zip(*counts, strict=True)]
 
@@ -195,7 +200,7 @@ def _first_ties(tied: Scores, r: Count, total: Count, axes: tuple[int, ...]) -> 
     """The r lowest-indexed entries where `tied.keys` is True; searched only where r is not all of them."""
     shape = jax.eval_shape(tied.keys, *tied.operands).shape
     run = jnp.any(~_at_least(r, total))
-    taken, open_ = None, tied  # already decided; still level with the bound in all words so far
+    taken, open_ = jnp.zeros(shape, bool), tied  # already decided; still level with the bound in all words so far
     for index, size in _index_words(shape, axes):
         rest = r
 
@@ -206,14 +211,23 @@ def _first_ties(tied: Scores, r: Count, total: Count, axes: tuple[int, ...]) -> 
         p = _search(holds, open_.operands, _kept_shape(shape, axes), jnp.uint32, size.bit_length(), run)
         level = open_.keys(*open_.operands)
         below = level & (index(jnp.uint32(0)) < p)
-        taken = below if taken is None else taken | below
+        taken |= below
         r = minus(r, count_true([below], axes)[0])
         keys, operands = open_.keys, open_.operands
-        open_ = Scores(lambda *read, keys=keys, index=index: keys(*read[:-1]) & (index(jnp.uint32(0)) == read[-1]), (*operands, p))
+        open_ = Scores(
+            lambda *read, keys=keys, index=index: keys(*read[:-1]) & (index(jnp.uint32(0)) == read[-1]), (*operands, p)
+        )
     return jnp.where(run, taken, tied.keys(*tied.operands))
 
 
-def _split_at(leaf: Scores, threshold: jax.Array, r: Count | None, counts: tuple[Count, Count], axes: tuple[int, ...], ties: jax.Array | None) -> jax.Array:
+def _split_at(
+    leaf: Scores,
+    threshold: jax.Array,
+    r: Count,
+    counts: Sequence[Count],
+    axes: tuple[int, ...],
+    ties: jax.Array | None,
+) -> jax.Array:
     """Keys above the threshold, and r of those equal to it: the lowest-indexed, or drawn with the key `ties`."""
     tied = Scores(lambda *read: leaf.keys(*read[:-1]) == read[-1], (*leaf.operands, threshold))
     above = leaf.keys(*leaf.operands) > threshold
@@ -240,7 +254,9 @@ def select(leaf: Scores, k: int | jax.Array | Count, axes: tuple[int, ...], ties
     return _split_at(leaf, threshold, minus(k, above), (above, tied), axes, ties)
 
 
-def select_across(leaves: Sequence[Scores], k: int | jax.Array | Count, ties: Sequence[jax.Array] | None = None) -> list[jax.Array]:
+def select_across(
+    leaves: Sequence[Scores], k: int | jax.Array | Count, ties: Sequence[jax.Array] | None = None
+) -> list[jax.Array]:
     """The masks of the k entries with the largest keys over all leaves together; ties: first leaf, lowest index first.
 
     Only counts cross from leaf to leaf: nothing is concatenated.
@@ -262,7 +278,9 @@ def select_across(leaves: Sequence[Scores], k: int | jax.Array | Count, ties: Se
     return masks
 
 
-def top_mask(scores: jax.Array, k: int | jax.Array, *, axes: tuple[int, ...] | None = None, ties: jax.Array | None = None) -> jax.Array:
+def top_mask(
+    scores: jax.Array, k: int | jax.Array, *, axes: tuple[int, ...] | None = None, ties: jax.Array | None = None
+) -> jax.Array:
     """True at exactly the k largest scores; NaN is last, ties go to the lowest index or, given a PRNG key, at random.
 
     Args:

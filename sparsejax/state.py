@@ -19,7 +19,7 @@ class SparseState(NamedTuple):
       extra: what a method needs besides; of a gradual method the kept counts of each update.
     """
 
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # the name of optax's counters, and also a method of tuples
     key: jax.Array
     masks: Any
     inner_state: Any

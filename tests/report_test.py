@@ -1,4 +1,4 @@
-"""Reports from run directories that the tests write: the table's numbers, the plots, whatever part of a sweep exists."""
+"""Reports from run directories that the tests write: table and plots, whatever part of a sweep exists."""
 
 import json
 import math
@@ -18,9 +18,7 @@ LAYERS = {"Dense_0/kernel": 19200, "Dense_1/kernel": 30000, "Dense_2/kernel": 10
 WEIGHTS = sum(LAYERS.values())
 
 
-def write_run(
-    path: Path, method: str, sparsity: float, accuracy, *, finished=True, steps=400, overrides=None
-) -> dict:
+def write_run(path: Path, method: str, sparsity: float, accuracy, *, finished=True, steps=400, overrides=None) -> dict:
     """A run directory as training leaves it; returns its entry in the sweep's config."""
     path.mkdir(parents=True)
     seeds = len(accuracy)
@@ -38,9 +36,7 @@ def write_run(
         if method != "dense":
             change = {layer: [0 if step == 0 else 3 + k for k in range(seeds)] for layer in LAYERS}
             if step == 0 or method != "static":
-                records.append(
-                    {"kind": "masks", "step": step, "density": density, "grown": change, "dropped": change}
-                )
+                records.append({"kind": "masks", "step": step, "density": density, "grown": change, "dropped": change})
         if step:
             loss = [math.exp(-step / 100) + 0.1 * k for k in range(seeds)]
             records.append({"kind": "train", "step": step, "epoch": step / 50, "loss": loss})
@@ -160,7 +156,7 @@ def assert_picture(path: Path) -> None:
 
 
 def test_report_of_a_sweep_that_is_not_complete(tmp_path, capsys):
-    """Missing, unfinished (with a half-written line) and failed trials are told apart, and the rest is shown."""
+    """Missing, unfinished (with a half-written line) and failed trials are told apart; the rest is shown."""
     trials = [
         write_run(tmp_path / "trials/set-0.9", "set", 0.9, [0.9, 0.92]),
         write_run(tmp_path / "trials/rigl-0.9", "rigl", 0.9, [0.9, 0.92], finished=False),

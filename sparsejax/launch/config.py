@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import difflib
 import json
 import traceback
@@ -37,13 +38,14 @@ class ConfigFile(NamedTuple):
     Attributes:
       spec: as it was given, FILE or FILE:arg.
       source: the bytes of the file.
-      config: what `get_config(arg)` returned, overrides not yet applied.
+      fresh: makes the config anew, as `get_config(arg)` does, so that fields computed from others still follow
+        them; overrides are not yet applied.
       trials: what `get_hyper(h)` returned, or None where the file has no get_hyper.
     """
 
     spec: str
     source: bytes
-    config: ConfigDict
+    fresh: Callable[[], ConfigDict]
     trials: list[hyper.Trial] | None
 
 
@@ -89,12 +91,14 @@ def load(spec: str, *, hyper_too: bool = False) -> ConfigFile:
     source = read_source(spec)
     path, arg = split_spec(spec)
     if path.suffix == ".json":
-        return ConfigFile(spec, source, _from_json(path, source, arg), None)
+        fields = _from_json(path, source, arg)
+        return ConfigFile(spec, source, lambda: ConfigDict(copy.deepcopy(fields)), None)
     # compiled by hand: an import would leave a __pycache__ beside the user's configs
     module = ModuleType(path.stem)
     module.__file__ = str(path)
     _call(path, lambda: exec(compile(source, str(path), "exec"), module.__dict__))
-    config = _get_config(path, module, arg)
+    fresh = lambda: _get_config(path, module, arg)
+    fresh()
     trials = None
     if hyper_too and hasattr(module, "get_hyper"):
         trials = _call(path, lambda: module.get_hyper(hyper.h))
@@ -102,7 +106,7 @@ def load(spec: str, *, hyper_too: bool = False) -> ConfigFile:
             raise InputError(f"{path}: get_hyper must return a list of trials, not {trials!r}")
         found = trials
         trials = _call(path, lambda: [hyper.check_trial("get_hyper", trial) for trial in found])
-    return ConfigFile(spec, source, config, trials)
+    return ConfigFile(spec, source, fresh, trials)
 
 
 def _get_config(path: Path, module: ModuleType, arg: str) -> ConfigDict:
@@ -119,9 +123,7 @@ def _call(path: Path, function: Callable[[], Any]) -> Any:
     try:
         return function()
     except SyntaxError as error:
-        raise InputError(
-            f"{error.filename}:{error.lineno}: {error.msg}: {(error.text or '').strip()}"
-        ) from error
+        raise InputError(f"{error.filename}:{error.lineno}: {error.msg}: {(error.text or '').strip()}") from error
     except Exception as error:
         frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
         place = f"{path}:{frames[-1].lineno}" if frames else str(path)
@@ -129,7 +131,7 @@ def _call(path: Path, function: Callable[[], Any]) -> Any:
         raise InputError(f"{place}: {what}") from error
 
 
-def _from_json(path: Path, source: bytes, trial: str) -> ConfigDict:
+def _from_json(path: Path, source: bytes, trial: str) -> dict[str, Any]:
     """The config.json of a run, or one trial in the config.json of a sweep."""
     try:
         fields = json.loads(source)
@@ -140,11 +142,11 @@ def _from_json(path: Path, source: bytes, trial: str) -> ConfigDict:
     if not trial:
         if "trials" in fields:
             raise InputError(f"--config: {path} is a sweep; name one of its trials behind it, {path}:NAME")
-        return ConfigDict(fields)
+        return fields
     configs = {entry["name"]: entry["config"] for entry in fields.get("trials", ())}
     if trial not in configs:
         raise InputError(f"--config: {path} has no trial {trial!r}{nearest(trial, configs)}")
-    return ConfigDict(configs[trial])
+    return configs[trial]
 
 
 def apply(config: ConfigDict, overrides: Mapping[str, Any], *, prefix: str = "--config.") -> None:
@@ -168,9 +170,7 @@ def apply(config: ConfigDict, overrides: Mapping[str, Any], *, prefix: str = "--
                 raise InputError(f"{prefix}{key}: {seen[:-1]} is {node!r} and has no fields of its own")
         open_dict = bool(parents) and (parents[-1].endswith("_args") or parents[-1] == "data")
         if last in node or not open_dict:
-            value = _converted(
-                _known(node, last, prefix, seen), node.get_type(last), value, f"{prefix}{key}", last
-            )
+            value = _converted(_known(node, last, prefix, seen), node.get_type(last), value, f"{prefix}{key}", last)
         elif isinstance(value, str):
             value = _literal(value)
         with node.unlocked(), node.ignore_type():
@@ -180,9 +180,7 @@ def apply(config: ConfigDict, overrides: Mapping[str, Any], *, prefix: str = "--
 def _known(node: ConfigDict, name: str, prefix: str, seen: str) -> Any:
     if name not in node:
         near = nearest(name, node.keys())
-        raise InputError(
-            f"{prefix}{seen}{name}: no such field{near or '; the fields are ' + ', '.join(sorted(node))}"
-        )
+        raise InputError(f"{prefix}{seen}{name}: no such field{near or '; the fields are ' + ', '.join(sorted(node))}")
     return node[name]
 
 
@@ -190,9 +188,9 @@ def _converted(old: Any, kind: type, value: Any, flag: str, name: str) -> Any:
     kinds = TWO_TYPES.get(name, (kind,))
     value = value.item() if hasattr(value, "item") else value  # a NumPy scalar of get_hyper
     if isinstance(old, ConfigDict):
-        raise InputError(
-            f"{flag}: is a group; set one of its fields, as in {flag}.{next(iter(old), 'name')}=..."
-        )
+        raise InputError(f"{flag}: is a group; set one of its fields, as in {flag}.{next(iter(old), 'name')}=...")
+    if old is None and value in (None, "None", "none"):
+        return None
     for wanted in kinds:
         try:
             return _as_type(wanted, value)

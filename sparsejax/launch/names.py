@@ -13,9 +13,7 @@ def known_names() -> list[tuple[str, str, str]]:
     from sparsejax.training.methods import METHODS
 
     tables: dict[str, Any] = {"method": METHODS, "dataset": DATASETS, "model": MODELS}
-    return [
-        (name, kind, first_line(thing)) for kind, table in tables.items() for name, thing in table.items()
-    ]
+    return [(name, kind, first_line(thing)) for kind, table in tables.items() for name, thing in table.items()]
 
 
 def first_line(thing: Any) -> str:

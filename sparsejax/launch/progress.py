@@ -12,10 +12,12 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 
 def duration(seconds: float) -> str:
-    """`0:42`, `12:05`, `3:07:00`."""
+    """`42 s`, `12:05 min`, `3:07:00 h`."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+    if hours:
+        return f"{hours}:{minute:02}:{second:02} h"
+    return f"{minute}:{second:02} min" if minute else f"{second} s"
 
 
 def brief(metrics: Mapping[str, Any] | None) -> str:
@@ -93,8 +95,7 @@ class Display:
         number = f"[{self.before + self.finished}/{self.total}]"
         left = self.time_left()
         self.say(
-            f"{number} {name}: {outcome}"
-            + (f"; about {left} left" if left and not self.console.is_terminal else "")
+            f"{number} {name}: {outcome}" + (f"; about {left} left" if left and not self.console.is_terminal else "")
         )
         self._refresh()
 
@@ -112,6 +113,4 @@ class Display:
         left = self.time_left()
         done = self.before + self.finished + sum(self.fractions.values())
         note = f"{left} left" if left else ""
-        self.bars.update(
-            self.overall, completed=done / max(self.total, 1), description=self._title(), note=note
-        )
+        self.bars.update(self.overall, completed=done / max(self.total, 1), description=self._title(), note=note)

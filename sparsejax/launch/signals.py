@@ -14,8 +14,8 @@ _NUMBERS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if
 class Stops:
     """While the block runs, counts how often one of these signals came.
 
-    A run in this process handles SIGTERM itself while it trains: it saves and ends. Whatever else comes is
-    passed on to it by `forward`, since before its first step it does not listen yet.
+    A run in this process listens to SIGTERM itself while it trains: it saves and ends. Any other signal is passed on
+    to it as that one; while it does not listen there is nothing to save, and the block ends by SystemExit.
 
     Args:
       here: whether the work is done in this process; a second signal then ends it by KeyboardInterrupt.
@@ -45,16 +45,15 @@ class Stops:
         self.count += 1
         self.signal = self.signal or number
 
-    def forward(self) -> None:
-        """Gives a run in this process the signal that came; to be called as it makes progress."""
-        if self.count and signal.getsignal(signal.SIGTERM) != self._came:
-            os.kill(os.getpid(), signal.SIGTERM)
-
     def _came(self, number: int, frame: FrameType | None) -> None:
         self.note(number)
+        listens = signal.getsignal(signal.SIGTERM) != self._came
+        if self.here and not listens:
+            os.write(2, b"\nstopped; the same command goes on from here\n")
+            raise SystemExit(128 + number)
+        if self.here and self.count > 1:
+            raise KeyboardInterrupt
         if self.count == 1:  # not print: the signal may have come in the midst of one
             os.write(2, b"\nstopping: what runs is saved first (once more to stop at once)\n")
-        elif self.here:
-            raise KeyboardInterrupt
         if self.here:
-            self.forward()
+            os.kill(os.getpid(), signal.SIGTERM)

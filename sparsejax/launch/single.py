@@ -17,6 +17,7 @@ from sparsejax.launch.config import InputError
 from sparsejax.launch.local import PROGRESS_FD
 from sparsejax.launch.progress import brief, duration
 from sparsejax.launch.signals import Stops
+from sparsejax.launch.terminal import complain, say
 
 NON_FINITE = 3  # exit code of a run whose loss stopped being finite: another try would end the same
 
@@ -38,36 +39,26 @@ def run_train(spec: str, overrides: Mapping[str, str], workdir: Path, console: C
     Raises:
       InputError: one line; nothing has been written then.
     """
-    config = configs.load(spec).config
+    config = configs.load(spec).fresh()
     configs.apply(config, overrides)
     done_before = (workdir / "result.json").exists()
-    from sparsejax.launch.terminal import complain
-    from sparsejax.training import ConfigError, NonFiniteLoss, train  # here: it brings jax
+    from sparsejax.training import ConfigError, NonFiniteLoss, Preempted, train  # here: it brings jax
 
     with Stops(here=True) as stops:
         try:
             with _following(console) as follow:
-
-                def on_progress(done: int, total: int, metrics: Mapping[str, Any]) -> None:
-                    follow(done, total, metrics)
-                    stops.forward()
-
-                result = train(config, workdir, on_progress=on_progress)
+                result = train(config, workdir, on_progress=follow)
         except ConfigError as error:
             raise InputError(str(error)) from error
         except NonFiniteLoss as error:
             complain(f"{error}; run directory: {workdir}")
             return NON_FINITE
-        except SystemExit as error:  # SIGTERM: it has saved
-            console.print(
-                f"stopped and saved in {workdir}; the same command goes on", highlight=False, soft_wrap=True
-            )
-            return 128 + stops.signal if stops.signal else int(error.code or 0)
-    console.print(
-        f"{'done already: ' if done_before else ''}{summary(result)}; {workdir}",
-        highlight=False,
-        soft_wrap=True,
-    )
+        except Preempted as error:
+            text = f"stopped and saved at step {error.step:,} in {workdir}; the same command goes on"
+            say(console, text)
+            return 128 + (stops.signal or signal.SIGTERM)
+    already = "done already: " if done_before else ""
+    say(console, f"{already}{summary(result)}; {workdir}")
     return 0
 
 
@@ -79,7 +70,7 @@ def summary(result: Mapping[str, Any]) -> str:
     share = 100 * sum(kept) / len(kept) / max(result["weights"], 1)
     parts = [f"accuracy {sum(values) / len(values):.2f} %{seeds}"]
     parts.append(f"{share:.1f} % of {result['weights']:,} weights kept")
-    return ", ".join([*parts, f"{duration(result.get('seconds', 0))} min"])
+    return ", ".join([*parts, duration(result.get("seconds", 0))])
 
 
 @contextlib.contextmanager
@@ -122,6 +113,6 @@ def _lines(console: Console) -> Follow:
     def line(done: int, total: int, metrics: Mapping[str, Any]) -> None:
         if (tenth := 10 * done // max(total, 1)) > shown[0]:
             shown[0] = tenth
-            console.print(f"step {done:,} of {total:,}: {brief(metrics)}", highlight=False, soft_wrap=True)
+            say(console, f"step {done:,} of {total:,}: {brief(metrics)}")
 
     return line

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import signal
 import sys
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,13 +17,14 @@ from typing import Any
 from rich.console import Console
 
 from sparsejax.launch import config as configs
-from sparsejax.launch import local, trials
+from sparsejax.launch import local, outcome, trials
 from sparsejax.launch.config import InputError
 from sparsejax.launch.files import locked, read_json, write_json
-from sparsejax.launch.progress import Display, duration
+from sparsejax.launch.progress import Display
 from sparsejax.launch.signals import Stops
+from sparsejax.launch.terminal import say
 from sparsejax.launch.trials import Trial
-from sparsejax.report import collect, write
+from sparsejax.report import write
 
 FAILED = 1  # exit code of a sweep in which a trial failed
 FINAL_CODES = (2, 3)  # of a trial: bad input, non-finite loss; a second try would end the same
@@ -51,19 +50,13 @@ def run_sweep(spec: str, overrides: Mapping[str, str], out: Path, workers: int, 
     _check_out(out)
     mark = trials.fingerprint(source, spec, overrides, _version())
     before = trials.sweep_config(out)
-    if (
-        before
-        and before.get("fingerprint") == mark
-        and all(_result(out, t["name"]) for t in before["trials"])
-    ):
-        console.print(
-            f"all {len(before['trials'])} trials in {out} are done", highlight=False, soft_wrap=True
-        )
+    if before and before.get("fingerprint") == mark and _all_done(out, before["trials"]):
+        say(console, f"all {len(before['trials'])} trials in {out} are done")
         write.show_sweep(out, console, redraw=False)
         return 0
     plan = trials.expand(configs.load(spec, hyper_too=True), overrides)
     _check_unchanged(out, plan)
-    trials.check_data(trial for trial in plan if not _result(out, trial.name))
+    trials.check_data(trial for trial in plan if not outcome.result_of(out, trial.name))
     with _claimed(out):
         content = {"config_file": spec, "overrides": dict(overrides), "fingerprint": mark}
         write_json(out / "config.json", {**content, "trials": [trial._asdict() for trial in plan]})
@@ -74,18 +67,22 @@ def run_sweep(spec: str, overrides: Mapping[str, str], out: Path, workers: int, 
 
 
 def _run_pending(out: Path, plan: Sequence[Trial], workers: int, console: Console) -> int:
-    todo = [trial for trial in plan if not _result(out, trial.name)]
+    todo = [trial for trial in plan if not outcome.result_of(out, trial.name)]
     done = len(plan) - len(todo)
     if not todo:
-        console.print(f"all {done} trials in {out} are done", highlight=False, soft_wrap=True)
+        say(console, f"all {done} trials in {out} are done")
         return 0
     with Display(console, len(plan), done) as display, Stops(here=workers == 0) as stops:
         if done:
             display.say(f"{done} of {len(plan)} trials in {out} are done already")
-        run = _here if workers == 0 else _in_processes
-        failed = run(out, todo, workers, display, stops)
+        if workers == 0:
+            from sparsejax.launch import here  # here: it brings jax
+
+            failed = here.run(out, todo, display, stops)
+        else:
+            failed = _in_processes(out, todo, workers, display, stops)
     if stops.signal:
-        console.print("stopped; the same command goes on from here", highlight=False)
+        say(console, "stopped; the same command goes on from here")
         return 128 + stops.signal
     return FAILED if failed else 0
 
@@ -93,20 +90,20 @@ def _run_pending(out: Path, plan: Sequence[Trial], workers: int, console: Consol
 def _in_processes(out: Path, todo: Sequence[Trial], workers: int, display: Display, stops: Stops) -> int:
     """Runs each trial as a process of its own; returns how many failed."""
     jobs = [
-        local.Job(trial.name, trial_command(out, trial.name), _run_dir(out, trial.name) / "log.txt")
+        local.Job(trial.name, trial_command(out, trial.name), outcome.run_dir(out, trial.name) / "log.txt")
         for trial in todo
     ]
     failed = 0
     events = local.run(jobs, workers=workers, final_codes=FINAL_CODES, stop=lambda: stops.count)
     with contextlib.closing(events):
         for event in events:
-            log = _run_dir(out, event.name) / "log.txt"
+            log = outcome.run_dir(out, event.name) / "log.txt"
             if isinstance(event, local.Started):
                 display.start(event.name)
             elif isinstance(event, local.Progress):
                 display.step(event.name, event.done, event.total)
-            elif event.code == 0 and _result(out, event.name):
-                _succeeded(out, event.name, display)
+            elif event.code == 0 and outcome.result_of(out, event.name):
+                outcome.succeeded(out, event.name, display)
             elif stops.count:
                 display.end(event.name)
             elif event.retried:
@@ -114,111 +111,15 @@ def _in_processes(out: Path, todo: Sequence[Trial], workers: int, display: Displ
                 display.say(f"{event.name}: {_how(event.code)}; it will be tried once more; log: {log}")
             else:
                 failed += 1
-                _note_failure(out, event.name, _how(event.code), event.attempts, _last_line(log), display)
+                outcome.failed(out, event.name, _how(event.code), event.attempts, outcome.last_line(log), display)
     return failed
 
 
 def trial_command(out: Path, name: str) -> list[str]:
     """The command that runs one trial, which a person can also type."""
     spec = f"{out / 'config.json'}:{name}"
-    return [
-        sys.executable,
-        "-m",
-        "sparsejax.cli",
-        "train",
-        "--config",
-        spec,
-        "--workdir",
-        str(_run_dir(out, name)),
-    ]
-
-
-def _here(out: Path, todo: Sequence[Trial], workers: int, display: Display, stops: Stops) -> int:
-    """Runs one trial after the other in this process; returns how many failed."""
-    del workers
-    failed = 0
-    for trial in todo:
-        for attempt in (1, 2):
-            if stops.count:
-                return failed
-            display.start(trial.name)
-            error = _train_here(out, trial.name, display, stops)
-            if isinstance(error, SystemExit):  # SIGTERM reached the run itself, which has saved
-                stops.note(signal.SIGTERM)
-            if stops.count and not _result(out, trial.name):
-                return failed
-            if error is None:
-                _succeeded(out, trial.name, display)
-                break
-            final = attempt == 2 or _is_final(error)
-            log = _append_log(out, trial.name, error)
-            if not final:
-                display.say(f"{trial.name}: {_named(error)}; it will be tried once more; log: {log}")
-            else:
-                failed += 1
-                _note_failure(out, trial.name, "an error", attempt, _named(error), display)
-                break
-    return failed
-
-
-def _train_here(out: Path, name: str, display: Display, stops: Stops) -> BaseException | None:
-    from sparsejax.training import train
-
-    def follow(done: int, total: int, metrics: Mapping[str, Any]) -> None:
-        display.step(name, done, total, metrics)
-        stops.forward()
-
-    try:
-        train(configs.load(f"{out / 'config.json'}:{name}").config, _run_dir(out, name), on_progress=follow)
-    except (Exception, SystemExit) as error:
-        return error
-    return None
-
-
-def _is_final(error: BaseException) -> bool:
-    from sparsejax.training import ConfigError, NonFiniteLoss
-
-    return isinstance(error, ConfigError | NonFiniteLoss)
-
-
-def _named(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
-
-
-def _append_log(out: Path, name: str, error: BaseException) -> Path:
-    log = _run_dir(out, name) / "log.txt"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "a", encoding="utf-8") as file:
-        file.writelines(traceback.format_exception(error))
-    return log
-
-
-def _succeeded(out: Path, name: str, display: Display) -> None:
-    (_run_dir(out, name) / "failed.json").unlink(missing_ok=True)
-    collect.write_sweep_metrics(out)
-    result = _result(out, name) or {}
-    accuracy = result.get("accuracy") or [float("nan")]
-    percent = 100 * sum(accuracy) / len(accuracy)
-    display.finish(name, f"accuracy {percent:.2f} % in {duration(result.get('seconds', 0))}")
-
-
-def _note_failure(out: Path, name: str, how: str, attempts: int, reason: str, display: Display) -> None:
-    log = _run_dir(out, name) / "log.txt"
-    entry = {"how": how, "attempts": attempts, "reason": reason, "log": str(log)}
-    write_json(_run_dir(out, name) / "failed.json", entry)
-    times = "once" if attempts == 1 else "twice" if attempts == 2 else f"{attempts} times"
-    display.finish(name, f"failed {times} ({how}): {reason}; log: {log}")
-
-
-def _how(code: int) -> str:
-    return f"signal {-code}" if code < 0 else f"exit code {code}"
-
-
-def _last_line(log: Path) -> str:
-    with contextlib.suppress(OSError):
-        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        return lines[-1].strip() if lines else "no output"
-    return "no log"
+    program = [sys.executable, "-m", "sparsejax.cli", "train"]
+    return [*program, "--config", spec, "--workdir", str(outcome.run_dir(out, name))]
 
 
 def _check_out(out: Path) -> None:
@@ -226,23 +127,18 @@ def _check_out(out: Path) -> None:
     for path in (out, *out.parents):
         if path.exists() and not path.is_dir():
             raise InputError(f"--out: {path} is a file, not a directory")
-    if (
-        out.is_dir()
-        and trials.sweep_config(out) is None
-        and any(not p.name.startswith(".") for p in out.iterdir())
-    ):
+    ours = trials.sweep_config(out) is not None
+    if out.is_dir() and not ours and any(not path.name.startswith(".") for path in out.iterdir()):
         raise InputError(f"--out: {out} is not empty and holds no sweep")
 
 
 def _check_unchanged(out: Path, plan: Sequence[Trial]) -> None:
     """What is on disk under a trial's name must be that trial."""
     for trial in plan:
-        old = read_json(_run_dir(out, trial.name) / "config.json")
+        old = read_json(outcome.run_dir(out, trial.name) / "config.json")
         changed = trials.difference(old, trial.config) if isinstance(old, dict) else ""
         if changed:
-            raise InputError(
-                f"--out: trial {trial.name} in {out} has another config: {changed}; choose another --out"
-            )
+            raise InputError(f"--out: trial {trial.name} in {out} has another config: {changed}; choose another --out")
 
 
 @contextlib.contextmanager
@@ -258,12 +154,8 @@ def _claimed(out: Path) -> Iterator[None]:
         yield
 
 
-def _run_dir(out: Path, name: str) -> Path:
-    return out / "trials" / name
-
-
-def _result(out: Path, name: str) -> dict[str, Any] | None:
-    return read_json(_run_dir(out, name) / "result.json")
+def _all_done(out: Path, entries: Sequence[Mapping[str, Any]]) -> bool:
+    return all(outcome.result_of(out, entry["name"]) for entry in entries)
 
 
 def _version() -> str:

@@ -10,6 +10,8 @@ import traceback
 import warnings
 from pathlib import Path
 
+from rich.console import Console
+
 from sparsejax.launch.local import PROGRESS_FD
 
 
@@ -34,6 +36,11 @@ def quiet() -> None:
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
     del filename, lineno, line
     print(f"sparsejax: warning: {one_line(message)}", file=file or sys.stderr)
+
+
+def say(console: Console, text: str) -> None:
+    """Prints one line as it is: brackets are no markup, and a long path is not broken."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def one_line(error: object) -> str:

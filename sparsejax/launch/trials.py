@@ -40,14 +40,10 @@ def expand(file: ConfigFile, overrides: Mapping[str, str]) -> list[Trial]:
     from sparsejax.training import ConfigError, resolve  # here: it brings jax
 
     if file.trials is None:
-        raise InputError(
-            f"--config: {file.spec} has no get_hyper(h), so there is nothing to sweep; use train"
-        )
-    base = file.config.copy_and_resolve_references()
-    configs.apply(base, overrides)
+        raise InputError(f"--config: {file.spec} has no get_hyper(h), so there is nothing to sweep; use train")
     trials: list[Trial] = []
     for changes in file.trials:
-        config = file.config.copy_and_resolve_references()
+        config = file.fresh()
         configs.apply(config, changes, prefix="get_hyper: ")
         configs.apply(config, overrides)
         try:
@@ -109,9 +105,7 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "")
 
 def _distinct(trials: list[Trial]) -> list[Trial]:
     names = [trial.name for trial in trials]
-    return [
-        t._replace(name=f"{t.name}-{_digest(t.overrides)}") if names.count(t.name) > 1 else t for t in trials
-    ]
+    return [t._replace(name=f"{t.name}-{_digest(t.overrides)}") if names.count(t.name) > 1 else t for t in trials]
 
 
 def _at(config: Mapping[str, Any], field: str) -> Any:

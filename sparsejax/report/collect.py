@@ -139,9 +139,7 @@ def _key(run: Run) -> tuple[str, float, str]:
     result = run.result or {}
     method = str(result.get("method", "?"))
     sparsity = 0.0 if method == "dense" else float(result.get("sparsity") or 0)
-    others = {
-        field: value for field, value in run.overrides.items() if field not in ("method", "sparsity", "seeds")
-    }
+    others = {field: value for field, value in run.overrides.items() if field not in ("method", "sparsity", "seeds")}
     return (
         method,
         sparsity,
@@ -179,6 +177,4 @@ def _mean(values: Sequence[float]) -> float:
 def write_sweep_metrics(path: Path) -> None:
     """SWEEP/metrics.jsonl: the result of each finished trial on a line, in the order of the sweep."""
     finished = [{"trial": run.name, **run.result} for run in read_sweep(path) if run.result is not None]
-    write_atomic(
-        path / "metrics.jsonl", "".join(json.dumps(entry, sort_keys=True) + "\n" for entry in finished)
-    )
+    write_atomic(path / "metrics.jsonl", "".join(json.dumps(entry, sort_keys=True) + "\n" for entry in finished))

@@ -29,12 +29,9 @@ def curves(run: Run, path: Path, subject: str = "") -> bool:
             _band(left, points, color, name)
         left.set_title("loss", loc="left")
         left.set_yscale("log")
-        left.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.3g}"))
-        left.yaxis.set_minor_formatter(FuncFormatter(lambda y, _: f"{y:.3g}" if f"{y:e}"[0] in "25" else ""))
+        style.log_axis(left.yaxis, *left.get_ylim(), lambda y: f"{y:.3g}")
         left.legend(loc="upper right")
-        _band(
-            other, {x: [100 * v for v in values] for x, values in right.items()}, "#0072B2", "test accuracy"
-        )
+        _band(other, {x: [100 * v for v in values] for x, values in right.items()}, "#0072B2", "test accuracy")
         other.set_title("test accuracy", loc="left")
         other.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g} %"))
         for ax in (left, other):
@@ -52,9 +49,7 @@ def _band(ax: Axes, points: dict[float, list[float]], color: str, name: str) -> 
     xs = sorted(points)
     if not xs:
         return
-    ax.fill_between(
-        xs, [min(points[x]) for x in xs], [max(points[x]) for x in xs], color=color, alpha=0.18, lw=0
-    )
+    ax.fill_between(xs, [min(points[x]) for x in xs], [max(points[x]) for x in xs], color=color, alpha=0.18, lw=0)
     ax.plot(
         xs,
         [sum(points[x]) / len(points[x]) for x in xs],

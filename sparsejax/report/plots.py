@@ -99,7 +99,9 @@ def _one_series(ax: Axes, rows: Sequence[Row], look: style.Look, spaced) -> None
         return
     xs = [_log_density(row.sparsity) for row in rows]
     if len(xs) > 1:
-        ax.fill_between(xs, lows, highs, color=look.color, alpha=0.13, lw=0)
+        ax.fill_between(xs, lows, highs, color=look.color, alpha=0.1, lw=0)
+        for edge in (lows, highs):  # so that bands that overlap can be told apart
+            ax.plot(xs, edge, color=look.color, lw=0.8, alpha=0.5)
     else:
         ax.vlines(xs, lows, highs, color=look.color, lw=6, alpha=0.2)
     for x, row in zip(xs, rows):
@@ -143,9 +145,7 @@ def layers(rows: Sequence[Row], path: Path, subject: str = "") -> bool:
     lines = math.ceil(len(sparsities) / columns)
     height = 1.9 + lines * max(1.2, len(names) * (0.16 + 0.13 * min(len(series), 6)))
     width = 3.6 + 2.5 * columns
-    with style.figure(
-        path, max(width, 7.2), min(height, 40), f"Density of each layer after training{subject}"
-    ) as fig:
+    with style.figure(path, max(width, 7.2), min(height, 40), f"Density of each layer after training{subject}") as fig:
         axes = style.panels(fig, len(sparsities), sharex=True, sharey=True)
         for ax, sparsity in zip(axes, sparsities):
             ax.axvline(1 - sparsity, color="#555555", ls=(0, (4, 3)), lw=1.1, label="all layers together")
@@ -170,9 +170,7 @@ def layers(rows: Sequence[Row], path: Path, subject: str = "") -> bool:
 
 def _layer_dots(ax: Axes, row: Row, names: Sequence[str], offset: float, look: style.Look) -> None:
     points = [
-        (sum(row.density[n]) / len(row.density[n]), y + offset)
-        for y, n in enumerate(names)
-        if row.density.get(n)
+        (sum(row.density[n]) / len(row.density[n]), y + offset) for y, n in enumerate(names) if row.density.get(n)
     ]
     xs, ys = zip(*points)
     ax.plot(xs, ys, ls="", marker=look.marker, color=look.color, mec="white", mew=0.6, label=row.series)
@@ -203,25 +201,21 @@ def churn(runs: Iterable[Run], path: Path, subject: str = "") -> bool:
     look = style.looks(order)
     sparsities = sorted({sparsity for sparsity, _ in curves})
     counts = [v for points in curves.values() for values in points.values() for v in values if v > 0]
-    limits = min(counts) / 1.4, max(counts) * 1.4
+    limits = min(counts) / 2, max(counts) * 2
     order = list(dict.fromkeys(order))
     columns = 2 if len(sparsities) in (2, 4) else min(len(sparsities), 3)
     height = 1.5 + 2.6 * math.ceil(len(sparsities) / columns)
-    with style.figure(
-        path, 2.4 + 3.3 * columns, height, f"Weights switched on or off per mask update{subject}"
-    ) as fig:
+    with style.figure(path, 2.4 + 3.3 * columns, height, f"Weights switched on or off per mask update{subject}") as fig:
         axes = style.panels(fig, len(sparsities), columns=columns, sharex=True, sharey=True)
         for (sparsity, name), points in curves.items():
-            _change_curve(
-                axes[sparsities.index(sparsity)], points, name, look[name], order.index(name) / len(order)
-            )
+            _change_curve(axes[sparsities.index(sparsity)], points, name, look[name], order.index(name) / len(order))
         for ax, sparsity in zip(axes, sparsities):
             ax.set_title(f"{percent(sparsity)} sparsity" if sparsity else "sparsity not known", loc="left")
             ax.set_ylim(limits)
             ax.set_yscale("log")
             style.log_axis(ax.yaxis, *limits, lambda y: f"{y:,.0f}")
         fig.supxlabel(
-            "training step" + (f"   ({', '.join(dict.fromkeys(still))}: none change)" if still else ""),
+            "training step" + (f"   ({', '.join(dict.fromkeys(still))}: no change)" if still else ""),
             fontsize=11,
         )
         fig.supylabel("mask entries changed (log scale)", fontsize=11)
@@ -235,16 +229,12 @@ def _changes(run: Run) -> tuple[str, float, dict[int, list[float]]]:
     points = {}
     for record in run.records:
         if record.get("kind") == "masks" and record.get("step", 0) > 0:
-            layers = [
-                values for field in ("grown", "dropped") for values in (record.get(field) or {}).values()
-            ]
+            layers = [values for field in ("grown", "dropped") for values in (record.get(field) or {}).values()]
             points[record["step"]] = [sum(seed) for seed in zip(*layers)]
     return row.series, row.sparsity, points
 
 
-def _change_curve(
-    ax: Axes, points: dict[int, list[float]], name: str, look: style.Look, phase: float
-) -> None:
+def _change_curve(ax: Axes, points: dict[int, list[float]], name: str, look: style.Look, phase: float) -> None:
     """One series; `phase` in [0, 1) sets its few markers apart from those of another that it may cover."""
     steps = sorted(step for step, values in points.items() if values and min(values) > 0)
     if not steps:
@@ -261,6 +251,4 @@ def _change_curve(
     apart = max(1, len(steps) // 6)
     marks = list(range(int(phase * apart), len(steps), apart))
     (line,) = ax.plot(steps, means, color=look.color, lw=1.6, label=name)
-    line.set(
-        marker=look.marker, markevery=marks, markersize=5.5, markeredgecolor="white", markeredgewidth=0.6
-    )
+    line.set(marker=look.marker, markevery=marks, markersize=5.5, markeredgecolor="white", markeredgewidth=0.6)

@@ -131,7 +131,7 @@ def label_ends(ax: Axes, ends: Sequence[tuple[str, float, str]], gap: float = 0.
 
 
 def spread(wanted: Sequence[float], gap: float) -> list[float]:
-    """Places at least `gap` apart, in the order of the ascending `wanted`, each group centred on what it wants."""
+    """Places at least `gap` apart, in the order of the ascending `wanted`, each group around its mean."""
     groups: list[list[float]] = []  # of wanted places; a group stands at equal distances around its mean
     for y in wanted:
         groups.append([y])

@@ -35,9 +35,7 @@ def cells(row: Row) -> dict[str, str]:
         "setting": row.setting,
         "sparsity": percent(row.sparsity) if row.sparsity else "-",
         "test accuracy": f"{100 * mean:.2f}",
-        "range": f"{100 * min(row.accuracy):.2f}..{100 * max(row.accuracy):.2f}"
-        if len(row.accuracy) > 1
-        else "",
+        "range": f"{100 * min(row.accuracy):.2f}..{100 * max(row.accuracy):.2f}" if len(row.accuracy) > 1 else "",
         "95 % CI": "" if half is None else f"± {100 * half:.2f}",
         "weights kept": f"{kept:,.0f}",
         "kept": f"{100 * kept / row.weights:.1f} %" if row.weights else "",

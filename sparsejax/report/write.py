@@ -9,6 +9,7 @@ from rich.console import Console
 
 from sparsejax.launch.config import InputError
 from sparsejax.launch.files import write_atomic
+from sparsejax.launch.terminal import say
 from sparsejax.launch.trials import sweep_config
 from sparsejax.report import collect, tables
 from sparsejax.report.collect import Run
@@ -49,7 +50,7 @@ def show_sweep(path: Path, console: Console, *, redraw: bool = True) -> None:
         tables.show(rows, console)
     for run in runs:
         if line := collect.state(run):
-            _say(console, f"{run.name}: {line}")
+            say(console, f"{run.name}: {line}")
     if redraw or not all((path / name).exists() for name in PLOTS):
         from sparsejax.report import plots  # here: matplotlib takes a second to import
 
@@ -75,7 +76,7 @@ def show_run(path: Path, console: Console) -> None:
     if rows:
         tables.show(rows, console)
     if line := collect.state(run):
-        _say(console, f"{run.name}: {line}")
+        say(console, f"{run.name}: {line}")
     what = {**run.config, **(run.result or {})}
     sparsity = f" at {tables.percent(what['sparsity'])} sparsity" if what.get("sparsity") else ""
     subject = f": {what.get('method', run.name)}{sparsity}{_subject([run]).replace(': ', ', ')}"
@@ -103,17 +104,11 @@ def _draw(path: Path, makers: dict[str, Callable[[Path], bool]]) -> None:
 def _list_files(path: Path, console: Console, names: Sequence[str]) -> None:
     there = [name for name in names if (path / name).exists()]
     if there:
-        _say(console, f"{path}/: {', '.join(there)}")
+        say(console, f"{path}/: {', '.join(there)}")
 
 
 def _subject(runs: Sequence[Run]) -> str:
     """`: mlp on digits` where all runs have one model and one data set."""
     fields = [{**run.config, **(run.result or {})} for run in runs if run.config or run.result]
-    pairs = {
-        (str(f.get("model")), str(f.get("dataset"))) for f in fields if f.get("model") and f.get("dataset")
-    }
+    pairs = {(str(f.get("model")), str(f.get("dataset"))) for f in fields if f.get("model") and f.get("dataset")}
     return ": {} on {}".format(*pairs.pop()) if len(pairs) == 1 else ""
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)

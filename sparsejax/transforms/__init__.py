@@ -6,4 +6,16 @@ from sparsejax.transforms.gradual import gmp, one_shot
 from sparsejax.transforms.rules import drop_and_grow, keep_best, keep_best_globally
 from sparsejax.transforms.static import static
 
-__all__ = ["Leaf", "drop_and_grow", "gmp", "keep_best", "keep_best_globally", "one_shot", "rigl", "set_", "sparse_wrapper", "static", "static_args"]
+__all__ = [
+    "Leaf",
+    "drop_and_grow",
+    "gmp",
+    "keep_best",
+    "keep_best_globally",
+    "one_shot",
+    "rigl",
+    "set_",
+    "sparse_wrapper",
+    "static",
+    "static_args",
+]

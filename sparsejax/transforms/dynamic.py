@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 
 import jax
 import optax
 
 from sparsejax import criteria
-from sparsejax.distributions import erk
+from sparsejax.criteria import Criterion
 from sparsejax.leaves import Layout, Where
-from sparsejax.patterns import NM, Pattern
-from sparsejax.schedules import rewire
-from sparsejax.transforms.core import Distribution, sparse_wrapper
+from sparsejax.schedules import Plan, check_steps, rewire
+from sparsejax.transforms.core import Leaf, sparse_wrapper
 from sparsejax.transforms.rules import drop_and_grow
+from sparsejax.transforms.start import Distribution, Patterns
 
 
 def set_(
@@ -26,17 +26,18 @@ def set_(
     skip_step: bool = False,
     regrow_dropped: bool = True,
     drop_rounding: str = "floor",
+    signed: bool = True,
     distribution: Distribution | None = None,
-    pattern: Pattern | Mapping[str, Pattern] | None = None,
+    pattern: Patterns = None,
     where: Where | None = None,
     layout: Layout | None = None,
     ties: str = "index",
     seed: int | jax.Array = 0,
 ) -> optax.GradientTransformationExtraArgs:
-    """Sparse evolutionary training: drops the smallest |w| of each layer and grows as many at random free places.
+    """Sparse evolutionary training: drops the weights nearest to 0 in each layer and grows as many at random places.
 
-    Every Delta T steps k = floor(f n) of a layer's n weights move; f = drop_fraction, annealed by cosine to 0 at `update_end`
-    where that is an integer. New weights start at 0.
+    Every Delta T steps k = floor(f n) of a layer's n weights move; f = drop_fraction, annealed by cosine to 0 at
+    `update_end` where that is an integer. New weights start at 0.
 
     Args:
       inner: the optimizer.
@@ -47,6 +48,8 @@ def set_(
       skip_step: whether a step that changes masks leaves the params as they are.
       regrow_dropped: whether a place just dropped is free (then it may keep its weight).
       drop_rounding: "floor" or "ceil" of f n.
+      signed: whether the smallest positive and the largest negative weights are dropped apart, f of each (the paper),
+        or the smallest |w| of both together (RigL's port).
       distribution: None is ERK.
       pattern, where, layout, ties, seed: see `sparse_wrapper`.
 
@@ -56,13 +59,23 @@ def set_(
     Example:
       >>> tx = set_(optax.sgd(0.1, momentum=0.9), sparsity=0.95, update_every=500)
 
-    Source: Mocanu et al. 2018, arXiv:1707.04780; drop rule |w| as in RigL's port (the original treats the smallest
-    positive and the largest negative weights apart).
+    Source: Mocanu et al. 2018, arXiv:1707.04780. New weights start at 0 as in the mask-based codes; the paper's own
+    sparse-matrix code draws them from N(0, 1) / 10.
     """
-    return _dynamic(
-        inner, criteria.random, sparsity, drop_fraction, update_every, update_end, skip_step, regrow_dropped, drop_rounding,
-        distribution, pattern, where, layout, ties, seed,
-    )  # fmt: skip
+    return sparse_wrapper(
+        inner,
+        _mover(criteria.random, regrow_dropped, drop_rounding, signed),
+        plan=_moving(update_every, drop_fraction, update_end),
+        start="random",
+        sparsity=sparsity,
+        skip_step=skip_step,
+        distribution=distribution,
+        pattern=pattern,
+        where=where,
+        layout=layout,
+        ties=ties,
+        seed=seed,
+    )
 
 
 def rigl(
@@ -76,7 +89,7 @@ def rigl(
     regrow_dropped: bool = True,
     drop_rounding: str = "floor",
     distribution: Distribution | None = None,
-    pattern: Pattern | Mapping[str, Pattern] | None = None,
+    pattern: Patterns = None,
     where: Where | None = None,
     layout: Layout | None = None,
     ties: str = "index",
@@ -84,8 +97,9 @@ def rigl(
 ) -> optax.GradientTransformationExtraArgs:
     """RigL: drops the smallest |w| of each layer and grows the largest |gradient|.
 
-    At t mod Delta T = 0, 0 < t < T_end, k = floor(f(t) n) of a layer's n weights move, f(t) = (alpha / 2)(1 + cos(pi t / T_end));
-    without `update_end` f = alpha for ever. New weights start at 0, their moments are fresh, and the step takes no gradient.
+    At t mod Delta T = 0, 0 < t < T_end, k = floor(f(t) n) of a layer's n weights move,
+    f(t) = (alpha / 2)(1 + cos(pi t / T_end)); without `update_end` f = alpha for ever. New weights start at 0, their
+    moments are fresh, and the step takes no gradient.
 
     Args:
       inner: the optimizer.
@@ -93,8 +107,8 @@ def rigl(
       drop_fraction: alpha in [0, 1]; may be injected.
       update_every: Delta T, steps.
       update_end: T_end, steps (the paper: 75 % of training); None: for ever.
-      skip_step: whether a step that changes masks leaves the params as they are (the paper and its TensorFlow code); the
-        PyTorch codes take the step.
+      skip_step: whether a step that changes masks leaves the params as they are (the paper and its TensorFlow code);
+        the PyTorch codes take the step.
       regrow_dropped: whether a place just dropped is free (then it may keep its weight), as in the official code.
       drop_rounding: "floor" (RigL, SRigL) or "ceil" (ITOP, GraNet) of f n.
       distribution: None is ERK.
@@ -108,22 +122,30 @@ def rigl(
 
     Source: Evci et al. 2020, arXiv:1911.11134.
     """
-    return _dynamic(
-        inner, criteria.gradient, sparsity, drop_fraction, update_every, update_end, skip_step, regrow_dropped, drop_rounding,
-        distribution, pattern, where, layout, ties, seed,
-    )  # fmt: skip
+    return sparse_wrapper(
+        inner,
+        _mover(criteria.gradient, regrow_dropped, drop_rounding),
+        plan=_moving(update_every, drop_fraction, update_end),
+        start="random",
+        sparsity=sparsity,
+        skip_step=skip_step,
+        distribution=distribution,
+        pattern=pattern,
+        where=where,
+        layout=layout,
+        ties=ties,
+        seed=seed,
+    )
 
 
-def _dynamic(inner, grow, sparsity, fraction, every, end, skip_step, regrow_dropped, rounding, distribution, pattern, where, layout, ties, seed):
+def _mover(grow: Criterion, regrow_dropped: bool, rounding: str, signed: bool = False) -> Callable[[Leaf], jax.Array]:
     if rounding not in ("floor", "ceil"):
         raise ValueError(f"drop_rounding={rounding!r}: 'floor' or 'ceil'")
-    if not isinstance(every, int) or every < 1:
-        raise ValueError(f"update_every={every} must be an integer of at least 1")
-    if end is not None and (not isinstance(end, int) or end < 0):
-        raise ValueError(f"update_end={end} must be None or an integer of at least 0")
-    return sparse_wrapper(
-        inner, lambda leaf: drop_and_grow(leaf, grow, regrow_dropped=regrow_dropped, rounding=rounding),
-        plan=(rewire(every, fraction, end),), start="random", sparsity=sparsity, skip_step=skip_step,
-        distribution=distribution or (None if isinstance(pattern, NM) else erk), pattern=pattern, where=where, layout=layout,
-        ties=ties, seed=seed,
-    )  # fmt: skip
+    return lambda leaf: drop_and_grow(leaf, grow, regrow_dropped=regrow_dropped, rounding=rounding, signed=signed)
+
+
+def _moving(every: int, fraction: float | jax.Array, end: int | None) -> Plan:
+    check_steps(1, update_every=every)
+    if end is not None:
+        check_steps(0, update_end=end)
+    return (rewire(every, fraction, end),)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import jax
 import optax
 
 from sparsejax.leaves import Layout, Where
-from sparsejax.patterns import NM, Pattern
-from sparsejax.schedules import Plan, dense, gradual
-from sparsejax.transforms.core import Distribution, sparse_wrapper
+from sparsejax.patterns import NM
+from sparsejax.schedules import check_steps, dense, gradual
+from sparsejax.transforms.core import sparse_wrapper
 from sparsejax.transforms.rules import keep_best, keep_best_globally
+from sparsejax.transforms.start import Distribution, Patterns
 
 
 def one_shot(
@@ -20,13 +19,13 @@ def one_shot(
     sparsity: float | None = None,
     at_step: int = 0,
     distribution: Distribution | str | None = None,
-    pattern: Pattern | Mapping[str, Pattern] | None = None,
+    pattern: Patterns = None,
     where: Where | None = None,
     layout: Layout | None = None,
     ties: str = "index",
     seed: int | jax.Array = 0,
 ) -> optax.GradientTransformationExtraArgs:
-    """Keeps the largest |w| of each layer, once, at a step; trains densely before it and under the fixed masks after it.
+    """Keeps the largest |w| of each layer, once, at a step; trains densely before it, under fixed masks after it.
 
     Args:
       inner: the optimizer.
@@ -43,8 +42,21 @@ def one_shot(
 
     Source: magnitude pruning, Han et al. 2015, arXiv:1506.02626.
     """
-    _check_steps(at_step=at_step)
-    return _magnitude(inner, (dense(at_step), gradual(at_step, 1)), sparsity, distribution, pattern, where, layout, ties, seed)
+    check_steps(0, at_step=at_step)
+    across = distribution == "global"
+    return sparse_wrapper(
+        inner,
+        None if across else keep_best,
+        new_masks=keep_best_globally if across else None,
+        plan=(dense(at_step), gradual(at_step, 1)),
+        sparsity=sparsity,
+        distribution=distribution,
+        pattern=pattern,
+        where=where,
+        layout=layout,
+        ties=ties,
+        seed=seed,
+    )
 
 
 def gmp(
@@ -56,7 +68,7 @@ def gmp(
     update_every: int = 100,
     initial_sparsity: float = 0.0,
     distribution: Distribution | str | None = None,
-    pattern: Pattern | Mapping[str, Pattern] | None = None,
+    pattern: Patterns = None,
     where: Where | None = None,
     layout: Layout | None = None,
     ties: str = "index",
@@ -84,28 +96,25 @@ def gmp(
 
     Source: Zhu & Gupta 2017, arXiv:1710.01878.
     """
-    _check_steps(update_start=update_start)
+    check_steps(0, update_start=update_start, update_end=update_end)
+    check_steps(1, update_every=update_every)
     if update_end < update_start:
         raise ValueError(f"update_end={update_end} must be at least update_start={update_start}")
-    if not isinstance(update_every, int) or update_every < 1:
-        raise ValueError(f"update_every={update_every} must be an integer of at least 1")
     final = 1 - pattern.n / pattern.m if isinstance(pattern, NM) else sparsity
     if not 0 <= initial_sparsity <= (final or 0.0):
         raise ValueError(f"initial_sparsity={initial_sparsity} must lie in [0, sparsity={final}]")
     share = initial_sparsity / final if final else 0.0
-    plan = (dense(update_start), gradual(update_end, update_every, share))
-    return _magnitude(inner, plan, sparsity, distribution, pattern, where, layout, ties, seed)
-
-
-def _magnitude(inner, plan: Plan, sparsity, distribution, pattern, where, layout, ties, seed):
     across = distribution == "global"
     return sparse_wrapper(
-        inner, None if across else keep_best, new_masks=keep_best_globally if across else None, plan=plan, sparsity=sparsity,
-        distribution=distribution, pattern=pattern, where=where, layout=layout, ties=ties, seed=seed,
-    )  # fmt: skip
-
-
-def _check_steps(**steps: int) -> None:
-    for name, value in steps.items():
-        if not isinstance(value, int) or value < 0:
-            raise ValueError(f"{name}={value} must be an integer of at least 0")
+        inner,
+        None if across else keep_best,
+        new_masks=keep_best_globally if across else None,
+        plan=(dense(update_start), gradual(update_end, update_every, share)),
+        sparsity=sparsity,
+        distribution=distribution,
+        pattern=pattern,
+        where=where,
+        layout=layout,
+        ties=ties,
+        seed=seed,
+    )

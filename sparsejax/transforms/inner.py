@@ -19,7 +19,9 @@ def owned_leaves(state: PyTree, params: PyTree) -> list[int | None]:
     A state leaf belongs to the parameter with the longest path that ends the leaf's own path, if the shapes agree: so
     moments are found in any optimizer, known or not, and factored moments and counters are left alone.
     """
-    owners = {path_parts(path): (i, leaf.shape) for i, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(params))}
+    owners = {
+        path_parts(path): (i, leaf.shape) for i, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(params))
+    }
     found: list[int | None] = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         parts = path_parts(path)
@@ -41,13 +43,16 @@ def params_shaped(state: PyTree, params: PyTree) -> list[dict[str, jax.Array]]:
     return result
 
 
-def reset_off(inner: optax.GradientTransformation, state: PyTree, params: PyTree, stay: list[jax.Array | None]) -> PyTree:
+def reset_off(
+    inner: optax.GradientTransformation, state: PyTree, params: PyTree, stay: list[jax.Array | None]
+) -> PyTree:
     """The inner state with every params-shaped leaf set, off `stay`, to what `inner.init` gives for a zero weight."""
     owners = owned_leaves(state, params)
     if not any(owner is not None and stay[owner] is not None for owner in owners):
         return state
     fresh = jax.tree.leaves(inner.init(jax.tree.map(jnp.zeros_like, params)))
-    leaves, structure = jax.tree.flatten(state)
+    leaves = jax.tree.leaves(state)
+    structure: Any = jax.tree.structure(state)
 
     def reset(leaf, new, owner):
         mask = None if owner is None else stay[owner]

@@ -12,7 +12,7 @@ from sparsejax.transforms.core import Leaf
 
 
 def unit_keys(criterion: Criterion, leaf: Leaf) -> Scores:
-    """The criterion's scores of the leaf's units as keys; computed inside the selection's passes where they are element-wise."""
+    """The criterion's scores of the leaf's units as keys; element-wise ones are computed in the selection's passes."""
     pooled = jax.eval_shape(lambda: leaf.pattern.units(leaf.weight, leaf.axes)).size != leaf.weight.size
     if pooled or criterion is criteria.random:  # drawing bits anew in every pass would cost more than to store them
         return Scores(order_key, (leaf.pattern.units(criterion(leaf), leaf.axes),))
@@ -45,12 +45,18 @@ def keep_best(leaf: Leaf, criterion: Criterion = criteria.magnitude) -> jax.Arra
 def keep_best_globally(leaves: list[Leaf], criterion: Criterion = criteria.magnitude) -> list[jax.Array]:
     """The masks of the `keep` best active weights over all leaves: one threshold, nothing concatenated."""
     scores = [among(unit_keys(criterion, leaf), leaf.mask) for leaf in leaves]
-    ties = None if leaves[0].ties is None else [leaf.ties for leaf in leaves]
+    ties = [leaf.ties for leaf in leaves if leaf.ties is not None] or None
     return select_across(scores, leaves[0].keep, ties)
 
 
 def drop_and_grow(
-    leaf: Leaf, grow: Criterion, drop: Criterion = criteria.magnitude, *, regrow_dropped: bool = True, rounding: str = "floor"
+    leaf: Leaf,
+    grow: Criterion,
+    drop: Criterion = criteria.magnitude,
+    *,
+    regrow_dropped: bool = True,
+    rounding: str = "floor",
+    signed: bool = False,
 ) -> jax.Array:
     """Drops the k lowest-scoring active units of each layer and grows k others, inside the groups of the pattern.
 
@@ -61,13 +67,17 @@ def drop_and_grow(
       leaf: with the fraction to move.
       grow, drop: criteria; the largest grow score comes in, the smallest drop score goes out.
       rounding: "floor" or "ceil" of fraction * n.
+      signed: whether weights >= 0 and weights < 0 lose their share apart (SET); of pooled units the mean weight counts.
     """
     active = unit_mask(leaf)
     group = leaf.pattern.group_axes(leaf.weight.shape, leaf.axes)
     layer = leaf.pattern.slice_axes(leaf.weight.shape, leaf.axes)
-    n = count_true([active], layer)[0]
-    moved = scaled(n, leaf.fraction, rounding)
-    survivors = select(among(unit_keys(drop, leaf), active), minus(n, moved), layer, leaf.ties)
+    assert leaf.fraction is not None, "a rule that drops and grows needs a plan with a rewire phase"
+    survivors = jnp.zeros_like(active)
+    for part in _signs(leaf, active) if signed else (active,):
+        n = count_true([part], layer)[0]
+        stay = minus(n, scaled(n, leaf.fraction, rounding))
+        survivors |= select(among(unit_keys(drop, leaf), part), stay, layer, leaf.ties)
     free = ~survivors if regrow_dropped else ~active
     scores = unit_keys(grow, leaf)
 
@@ -77,3 +87,9 @@ def drop_and_grow(
 
     chosen = select(Scores(keys, (survivors, free, *scores.operands)), leaf.keep, group, leaf.ties)
     return leaf.pattern.expand(chosen, leaf.weight.shape, leaf.axes)
+
+
+def _signs(leaf: Leaf, active: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The active units with a weight >= 0, and those with a weight < 0."""
+    negative = leaf.pattern.units(leaf.weight, leaf.axes) < 0
+    return active & ~negative, active & negative

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import optax
 
-from sparsejax.distributions import erk
 from sparsejax.leaves import Layout, Where
-from sparsejax.patterns import NM, Pattern
-from sparsejax.transforms.core import Distribution, sparse_wrapper
+from sparsejax.transforms.core import sparse_wrapper
+from sparsejax.transforms.start import Distribution, Patterns
 
 
 def static(
@@ -20,7 +18,7 @@ def static(
     sparsity: float | None = None,
     masks: Any = None,
     distribution: Distribution | None = None,
-    pattern: Pattern | Mapping[str, Pattern] | None = None,
+    pattern: Patterns = None,
     where: Where | None = None,
     layout: Layout | None = None,
     ties: str = "index",
@@ -48,8 +46,15 @@ def static(
     """
     if masks is not None and sparsity is not None:
         raise ValueError("static takes either sparsity or masks, not both")
-    default = None if masks is not None or isinstance(pattern, NM) else erk
     return sparse_wrapper(
-        inner, start="random", sparsity=sparsity, masks=masks, distribution=distribution or default, pattern=pattern,
-        where=where, layout=layout, ties=ties, seed=seed,
-    )  # fmt: skip
+        inner,
+        start="random",
+        sparsity=sparsity,
+        masks=masks,
+        distribution=distribution,
+        pattern=pattern,
+        where=where,
+        layout=layout,
+        ties=ties,
+        seed=seed,
+    )

@@ -1,0 +1,200 @@
+"""How a sparse transformation begins: which leaves, how many weights of each, which masks."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sparsejax import schedules
+from sparsejax.distributions import erk, uniform
+from sparsejax.leaves import Axes, Layout, Where, checked_axes, leaf_path, named_leaves, select_leaves
+from sparsejax.patterns import NM, Pattern, check_pattern_globs, kept_units, pattern_of
+from sparsejax.selection import Scores, order_key, select
+
+PyTree = Any
+Distribution = Callable[..., PyTree]
+Patterns = Pattern | Mapping[str, Pattern] | None
+
+
+class Spec(NamedTuple):
+    """The static facts of one sparsified leaf: its place in the flat tree, path, axes, pattern."""
+
+    position: int
+    path: str
+    axes: Axes
+    pattern: Pattern
+
+
+class Choice(NamedTuple):
+    """What the user asked for about leaves and counts, checked.
+
+    Attributes:
+      sparsity: fraction of zeros (unused where masks are given).
+      distribution: of densities over layers, or "global" (one budget for all).
+      pattern, where, layout, ties: see `sparse_wrapper`.
+      start: "dense" or "random".
+      plan: phases.
+    """
+
+    sparsity: float
+    distribution: Any
+    pattern: Patterns
+    where: Where | None
+    layout: Layout | None
+    start: str
+    plan: schedules.Plan
+
+    @property
+    def one_budget(self) -> bool:
+        """Whether all leaves share one count."""
+        return self.distribution == "global"
+
+    @property
+    def has_ramp(self) -> bool:
+        """Whether the kept counts change over time, so that the state holds a table of them."""
+        return schedules.ramp_of(self.plan) is not None
+
+
+def checked_choice(
+    sparsity, distribution, pattern, where, layout, start, plan, has_masks: bool, ranks_globally: bool
+) -> Choice:
+    """The arguments as a Choice; ValueError, at construction, where they are out of range or contradict each other."""
+    schedules.check_plan(plan)
+    if start not in ("dense", "random"):
+        raise ValueError(f"start={start!r}: 'dense' or 'random'")
+    target = _checked_sparsity(sparsity, pattern, distribution)
+    if target is None and not has_masks:
+        raise ValueError("sparsity is missing: a fraction of zeros in [0, 1)")
+    if isinstance(distribution, str) and distribution != "global":
+        raise ValueError(f"distribution={distribution!r}: a function of sparsejax.distributions, or 'global'")
+    if distribution == "global" and not ranks_globally:
+        raise ValueError("distribution='global' needs a method that ranks over all leaves: gmp or one_shot")
+    if distribution == "global" and pattern is not None:
+        raise ValueError("distribution='global' ranks single weights; leave pattern out")
+    default = erk if start == "random" else uniform
+    return Choice(target or 0.0, distribution or default, pattern, where, layout, start, plan)
+
+
+def specs_of(tree: PyTree, chosen: list[Any], pattern: Patterns, layout: Layout | None) -> list[Spec]:
+    """One spec for each leaf of `tree` that `chosen` does not give as None."""
+    specs = []
+    for index, ((path, leaf), choice) in enumerate(zip(named_leaves(tree), chosen, strict=True)):
+        if choice is not None:
+            specs.append(Spec(index, path, checked_axes(layout, path, leaf), pattern_of(pattern, path)))
+    return specs
+
+
+def leaf_key(key: jax.Array, path: str) -> jax.Array:
+    """A PRNG key for one leaf: it depends on the leaf's path alone, not on the tree around it."""
+    return jax.random.fold_in(jax.random.wrap_key_data(key), zlib.crc32(path.encode()))
+
+
+def starting_masks(params: PyTree, choice: Choice, key: jax.Array) -> tuple[list[jax.Array | None], Any]:
+    """The masks at init, one entry a leaf, and the table of kept counts that a gradual method needs (else ())."""
+    leaves = jax.tree.leaves(params)
+    check_pattern_globs(choice.pattern, [path for path, _ in named_leaves(params)])
+    selected = jax.tree.leaves(select_leaves(params, choice.where), is_leaf=lambda leaf: leaf is None) if leaves else []
+    specs = specs_of(params, selected, choice.pattern, choice.layout)
+    specs = [spec for spec in specs if spec.pattern.check(spec.path, leaves[spec.position].shape, spec.axes)]
+    sizes = [spec.pattern.group_size(leaves[spec.position].shape, spec.axes) for spec in specs]
+    if choice.one_budget:
+        keeps = sizes
+        tables = [_keep_table(sum(leaves[spec.position].size for spec in specs), choice.sparsity, choice.plan)]
+    else:
+        densities = _densities(params, specs, choice)
+        keeps = [kept_units(size, 1 - density) for size, density in zip(sizes, densities, strict=True)]
+        tables = [_keep_table(size, 1 - density, choice.plan) for size, density in zip(sizes, densities, strict=True)]
+    flat: list[jax.Array | None] = [None] * len(leaves)
+    for spec, keep in zip(specs, keeps, strict=True):
+        flat[spec.position] = _start_mask(choice.start, leaves[spec.position], spec, keep, key)
+    if not choice.has_ramp:
+        return flat, ()
+    return flat, jnp.asarray(tables, jnp.uint32).reshape(len(tables), len(schedules.ramp_values(choice.plan)), 2)
+
+
+def given_masks(params: PyTree, masks: PyTree) -> list[jax.Array | None]:
+    """Copies of the masks that the user hands over, checked against the params."""
+    structure: Any = jax.tree.structure(params)
+    try:
+        flat = structure.flatten_up_to(masks)
+    except ValueError as error:
+        raise ValueError(f"masks: not the params' tree with a bool array or None at each leaf ({error})") from None
+    copies: list[jax.Array | None] = []
+    for (path, leaf), mask in zip(jax.tree_util.tree_leaves_with_path(params), flat, strict=True):
+        if mask is None or isinstance(mask, optax.MaskedNode):
+            copies.append(None)
+        elif getattr(mask, "shape", None) != leaf.shape or mask.dtype != jnp.bool_:
+            given = f"{getattr(mask, 'dtype', type(mask).__name__)}{getattr(mask, 'shape', '')}"
+            raise ValueError(
+                f"masks: {leaf_path(path)} must be None or a bool array of shape {leaf.shape}, not {given}"
+            )
+        else:
+            copies.append(_beside(jnp.array(mask), leaf))
+    return copies
+
+
+def _checked_sparsity(sparsity: Any, pattern: Any, distribution: Any) -> float | None:
+    """The sparsity as a float, from the pattern where that is N:M; ValueError where the three do not agree."""
+    if isinstance(pattern, NM):
+        implied = 1 - pattern.n / pattern.m
+        if distribution is not None:
+            raise ValueError(
+                f"distribution: nm({pattern.n}, {pattern.m}) fixes each layer's density; leave distribution out"
+            )
+        if sparsity is not None and abs(sparsity - implied) > 1e-9:
+            raise ValueError(f"sparsity={sparsity}: nm({pattern.n}, {pattern.m}) is {implied}; leave sparsity out")
+        return implied
+    if sparsity is None:
+        return None
+    if isinstance(sparsity, bool) or not hasattr(sparsity, "__float__"):
+        raise ValueError(f"sparsity={sparsity!r} must be a number in [0, 1)")
+    if isinstance(sparsity, jax.core.Tracer):
+        raise ValueError("sparsity must be a Python number (inject_hyperparams: static_args=sparsejax.static_args)")
+    if not 0 <= float(sparsity) < 1:
+        raise ValueError(f"sparsity={sparsity} must lie in [0, 1): the fraction of weights that are zero")
+    return float(sparsity)
+
+
+def _densities(params: PyTree, specs: list[Spec], choice: Choice) -> list[float]:
+    """The density of each spec's leaf; N:M leaves have their own, the rest share by the distribution."""
+    fixed = {spec.position: spec.pattern.n / spec.pattern.m for spec in specs if isinstance(spec.pattern, NM)}
+    free = {spec.position for spec in specs} - set(fixed)
+    shared: dict[int, float] = {}
+    if free:
+        structure: Any = jax.tree.structure(params)
+        leaves = jax.tree.leaves(params)
+        tree = structure.unflatten([leaf if i in free else None for i, leaf in enumerate(leaves)])
+        found = structure.flatten_up_to(choice.distribution(tree, 1 - choice.sparsity, choice.layout))
+        shared = {i: found[i] for i in free}
+    for spec in specs:
+        value = {**shared, **fixed}[spec.position]
+        if value is None or not 0 < value <= 1 + 1e-9:
+            raise ValueError(f"distribution: {spec.path} was given density {value}; each layer needs one in (0, 1]")
+    return [min({**shared, **fixed}[spec.position], 1.0) for spec in specs]
+
+
+def _keep_table(units: int, sparsity: float, plan: schedules.Plan) -> list[list[int]]:
+    """Units kept after each update of the plan's ramp, in two words, from float64 arithmetic on the host."""
+    counts = [kept_units(units, sparsity * share) for share in schedules.ramp_values(plan)]
+    return [[count >> 16, count & 0xFFFF] for count in counts]
+
+
+def _start_mask(start: str, weight: jax.Array, spec: Spec, keep: int, key: jax.Array) -> jax.Array:
+    """One leaf's mask at init: all True ("dense"), or drawn at random with the kept count ("random")."""
+    if start == "dense":
+        return _beside(jnp.ones(weight.shape, bool), weight)
+    bits = jax.random.bits(leaf_key(key, spec.path), weight.shape, jnp.uint32)
+    units = Scores(order_key, (spec.pattern.units(bits, spec.axes),))
+    chosen = select(units, keep, spec.pattern.group_axes(weight.shape, spec.axes))
+    return _beside(spec.pattern.expand(chosen, weight.shape, spec.axes), weight)
+
+
+def _beside(mask: jax.Array, weight: jax.Array) -> jax.Array:
+    """The mask, tied to the weight so that the compiler shards it alike; the comparison never holds."""
+    key = order_key(weight)
+    return mask ^ (key == jnp.array(jnp.iinfo(key.dtype).max, key.dtype))
