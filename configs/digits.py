@@ -22,12 +22,12 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model_args = ConfigDict({"features": (300, 100)})
     config.method = "rigl"
     config.sparsity = 0.95
-    config.batch_size = 64
-    config.epochs = 30
+    config.batch_size = 32
+    config.epochs = 60
     steps = TRAIN_IMAGES // config.get_ref("batch_size") * config.get_ref("epochs")
     config.method_args = ConfigDict(
         {
-            "update_every": 20,
+            "update_every": 50,
             "update_end": steps * 3 // 4,  # follows epochs and batch_size
             "drop_fraction": 0.3,
             "distribution": config_dict.placeholder(str),  # "erk", "er", "uniform"; None: the method's own
@@ -35,11 +35,11 @@ def get_config(arg: str = "") -> ConfigDict:
         }
     )
     config.optimizer = "adamw"
-    config.learning_rate = 2e-3
+    config.learning_rate = 5e-3
     config.weight_decay = 1e-4
     config.schedule = "cosine"
     config.seeds = 3
-    config.eval_every_epochs = 5
+    config.eval_every_epochs = 10
     return with_options(config, arg)
 
 

@@ -24,6 +24,6 @@ __version__ = "0.1.0"
 __all__ = [
     "Leaf", "SparseState", "apply_masks", "block", "channel", "criteria", "density", "distributions", "drop_and_grow",
     "equinox_layout", "except_", "exploration_rate", "explored", "flax_layout", "flops", "get_masks", "gmp", "hamming",
-    "keep_best", "masks_from", "nm", "one_shot", "only", "overlap", "patterns", "rigl", "schedules", "selection", "set_",
-    "set_masks", "sparse_wrapper", "stacked", "static", "static_args", "summary", "unstructured",
+    "keep_best", "masks_from", "nm", "one_shot", "only", "overlap", "patterns", "rigl", "schedules", "selection",
+    "set_",     "set_masks", "sparse_wrapper", "stacked", "static", "static_args", "summary", "unstructured",
 ]  # fmt: skip

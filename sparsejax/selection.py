@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import jax
@@ -72,7 +73,8 @@ def _value(key: jax.Array, dtype: Any) -> jax.Array:
 
 def as_count(k: int | jax.Array) -> Count:
     """A Python integer, or an array of 32-bit integers, as a Count."""
-    if isinstance(k, int):
+    if isinstance(k, Integral):
+        k = int(k)
         return Count(jnp.uint32(k >> 16), jnp.uint32(k & 0xFFFF))
     k = jnp.asarray(k).astype(jnp.uint32)
     return Count(k >> 16, k & 0xFFFF)
@@ -112,18 +114,23 @@ def _min(a: Count, b: Count) -> Count:
 def count_true(masks: Sequence[jax.Array], axes: tuple[int, ...]) -> list[Count]:
     """How many are True in each of several equally shaped masks, over `axes` (kept with size 1), in one pass."""
     shape = masks[0].shape
-    first: tuple[int, ...] = axes
-    if math.prod(shape[axis] for axis in axes) >= WORD:  # the leading axis is added up afterwards, in two words
-        first = axes[1:]
+    first = axes
+    while math.prod(shape[axis] for axis in first) >= WORD:  # leading axes are added up afterwards, in two words
+        first = first[1:]
     add = lambda a, b: tuple(x + y for x, y in zip(a, b, strict=True))
     zeros = tuple(jnp.uint32(0) for _ in masks)
     # One variadic reduction: a lone sum of a predicate is given a temporary of the array's size.
     totals = lax.reduce(tuple(m.astype(jnp.uint32) for m in masks), zeros, add, first)
     words = [as_count(lax.expand_dims(total, first)) for total in totals]
-    if first is axes:
-        return words
-    parts = [Count(*(jnp.sum(word, axis=axes[0], keepdims=True) for word in count)) for count in words]
-    return [_plus([part]) for part in parts]
+    leading = axes[: len(axes) - len(first)]
+    return [_summed(word, leading) for word in words] if leading else words
+
+
+def _summed(counts: Count, axes: tuple[int, ...]) -> Count:
+    """The sum over axes with fewer than 2^24 entries together; the low word in two bytes, so that none overflows."""
+    parts = (counts.lo & 0xFF, counts.lo >> 8, counts.hi)
+    low, middle, high = (jnp.sum(part, axis=axes, keepdims=True) for part in parts)
+    return _plus([as_count(low), Count(middle >> 8, (middle & 0xFF) << 8), Count(high, jnp.zeros_like(high))])
 
 
 def _search(
@@ -262,7 +269,11 @@ def select_across(
     Only counts cross from leaf to leaf: nothing is concatenated.
     """
     k = k if isinstance(k, Count) else as_count(k)
-    axes = [tuple(range(jax.eval_shape(leaf.keys, *leaf.operands).ndim)) for leaf in leaves]
+    shapes = [jax.eval_shape(leaf.keys, *leaf.operands) for leaf in leaves]
+    if len({shape.dtype for shape in shapes}) > 1:
+        found = [str(shape.dtype) for shape in shapes]
+        raise ValueError(f"the scores of several leaves need one dtype to be ranked together; their keys are {found}")
+    axes = [tuple(range(shape.ndim)) for shape in shapes]
     threshold = _threshold(leaves, k, axes)
     counts = []
     for leaf, over in zip(leaves, axes, strict=True):
@@ -292,7 +303,8 @@ def top_mask(
       >>> top_mask(jnp.array([0.1, -2.0, 3.0, 0.1]), 2).tolist()
       [True, False, True, False]
     """
-    return select(Scores(order_key, (scores,)), k, tuple(range(scores.ndim)) if axes is None else axes, ties)
+    ranked = range(scores.ndim) if axes is None else sorted(axis % scores.ndim for axis in axes)
+    return select(Scores(order_key, (scores,)), k, tuple(ranked), ties)
 
 
 def kth_largest(scores: jax.Array, k: int | jax.Array) -> jax.Array:

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import oracles
 from flax import nnx
 
 import sparsejax
 from sparsejax import criteria, schedules
-from tests import oracles
 
 STEPS = 14
 SHAPES = {"conv": (3, 3, 4, 8), "conv_bias": (8,), "dense": (16, 24), "dense_bias": (24,), "tied": (8, 16), "scale": (24,)}
@@ -210,6 +210,11 @@ def _ramp(start, end, every, initial=0.0):
     return share, lambda t: oracles.is_ramp_step(t, start, end, every, initial)
 
 
+def _gmp_global(inner, form, *, sparsity, seed=0):
+    options = dict(update_end=10, update_every=3, initial_sparsity=sparsity / 4, distribution="global")
+    return sparsejax.gmp(inner, sparsity=sparsity, seed=seed, layout=LAYOUTS.get(form), **options)
+
+
 PLAN = (schedules.dense(2), schedules.gradual(6, 2), schedules.rewire(3, 0.3, 12), schedules.fixed())
 
 
@@ -250,8 +255,7 @@ def _table():
             gmp, gmp_due, _prune,
         ),
         "gmp global": Row(
-            _of(sparsejax.gmp, update_end=10, update_every=3, initial_sparsity=0.2, distribution="global"),
-            "momentum", bf16, "linen", 0.8, 0.8, _uniform, wide, wide_due, _prune_globally, layerwise=False,
+            _gmp_global, "momentum", bf16, "linen", 0.8, 0.4, _uniform, wide, wide_due, _prune_globally, layerwise=False,
         ),
         "set": Row(
             _of(sparsejax.set_, update_every=2, drop_fraction=0.3), "adagrad", f32, "tuples", 0.8, 0.6, _erk,

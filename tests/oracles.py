@@ -36,13 +36,16 @@ def top_among(scores, allowed, k):
 
 
 def erk(shapes, density):
-    """ERK densities: epsilon (sum of sizes / product of sizes), layers that would pass 1 are dense and epsilon is solved again."""
+    """ERK densities epsilon (sum of sizes / product), with epsilon = [sum over free layers (N - floor(s N)) - sum over dense
+    ones floor(s N)] / (sum over free layers raw N); the layers of largest share above 1 become dense, and so again.
+    """
     sizes = [math.prod(shape) for shape in shapes]
     raw = [sum(shape) / math.prod(shape) for shape in shapes]
     dense = set()
     while True:
         free = [i for i in range(len(shapes)) if i not in dense]
-        budget = density * sum(sizes) - sum(sizes[i] for i in dense)
+        zeros = [math.floor((1 - density) * size + 1e-6) for size in sizes]
+        budget = sum(sizes[i] - zeros[i] for i in free) - sum(zeros[i] for i in dense)
         epsilon = budget / sum(raw[i] * sizes[i] for i in free)
         over = [i for i in free if epsilon * raw[i] > 1]
         if not over:

@@ -122,6 +122,10 @@ def trial_command(out: Path, name: str) -> list[str]:
     return [*program, "--config", spec, "--workdir", str(outcome.run_dir(out, name))]
 
 
+def _how(code: int) -> str:
+    return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+
 def _check_out(out: Path) -> None:
     """Refuses a place that is not a directory of ours, before anything is made."""
     for path in (out, *out.parents):

@@ -13,6 +13,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from sparsejax.leaves import named_leaves
@@ -111,7 +113,14 @@ class Checkpoints:
 
     def _read(self, step: int, like: State) -> State:
         with ocp.CheckpointManager(self._folder) as manager:
-            return manager.restore(step, args=ocp.args.StandardRestore(like))
+            return jax.tree.map(_uncommitted, manager.restore(step, args=ocp.args.StandardRestore(like)))
+
+
+def _uncommitted(leaf: jax.Array) -> jax.Array:
+    """A copy that is not pinned to a device, like a fresh state: or else every program would be compiled a second time for it."""
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(_uncommitted(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
+    return jnp.array(jax.device_get(leaf))
 
 
 def _checksums(folder: Path) -> dict[str, str]:

@@ -148,7 +148,8 @@ def prepare(config: Resolved) -> Trial:
     layers = flops.layer_flops(lambda params, x: model.apply({"params": params}, x), one, example_shape(dataset))
     masked = masks_by_path(like.opt_state) or {path: None for path, _ in named_leaves(select_leaves(one))}
     sizes = {path: prod(leaf.shape) for path, leaf in named_leaves(one) if path in masked}
-    init = lambda: jax.jit(init_all)(programs.init_params(seeds))
+    # It runs once, so it is compiled in a hurry: a third of the time.
+    init = lambda: jax.jit(init_all, compiler_options={"xla_backend_optimization_level": 1})(programs.init_params(seeds))
     return Trial(config, grid, programs, train_x, train_y, test, seeds, init, like, sizes, layers)
 
 

@@ -24,6 +24,7 @@ from sparsejax.state import SparseState
 from sparsejax.transforms.batching import any_lane
 from sparsejax.transforms.inner import params_shaped, reset_off
 from sparsejax.transforms.start import (
+    Choice,
     Distribution,
     Patterns,
     Spec,
@@ -77,20 +78,17 @@ NewMask = Callable[[Leaf], jax.Array]
 NewMasks = Callable[[list[Leaf]], list[jax.Array]]
 
 
-def _mask_list(params: PyTree, masks: PyTree) -> list[jax.Array | None]:
-    structure: Any = jax.tree.structure(params)
-    flat = structure.flatten_up_to(masks)
-    return [None if isinstance(mask, optax.MaskedNode) else mask for mask in flat]
+class _Method(NamedTuple):
+    """The arguments of `sparse_wrapper`, checked."""
 
-
-def _copied(state: PyTree, *given: PyTree) -> PyTree:
-    """The state with its own copy of every array that it shares with the given trees, so that all can be donated."""
-    shared = {id(leaf) for leaf in jax.tree.leaves(given)}
-    return jax.tree.map(lambda leaf: jnp.array(leaf) if id(leaf) in shared else leaf, state)
-
-
-def _finite(leaf: Leaf) -> jax.Array:
-    return jnp.all(jnp.isfinite(leaf.weight)) & jnp.all(jnp.isfinite(leaf.grad))
+    inner: optax.GradientTransformationExtraArgs
+    new_mask: NewMask | None
+    new_masks: NewMasks | None
+    choice: Choice
+    masks: PyTree
+    skip_step: bool
+    ties: str
+    seed: int | jax.Array
 
 
 def sparse_wrapper(
@@ -143,122 +141,127 @@ def sparse_wrapper(
       ...                     plan=(schedules.gradual(until=100, every=10),), sparsity=0.5)
       >>> state = tx.init({"w": jnp.ones((4, 4))})
     """
-    changes = any(phase.every for phase in plan)
-    if changes and (new_mask is None) == (new_masks is None):
+    if any(phase.every for phase in plan) and (new_mask is None) == (new_masks is None):
         raise ValueError("sparse_wrapper needs either new_mask or new_masks")
     if ties not in ("index", "random"):
         raise ValueError(f"ties={ties!r}: 'index' or 'random'")
-    choice = checked_choice(
-        sparsity,
-        distribution,
-        pattern,
-        where,
-        layout,
-        start,
-        plan,
-        has_masks=masks is not None,
-        ranks_globally=new_masks is not None,
-    )
+    choice = checked_choice(sparsity, distribution, pattern, where, layout, start, plan, masks, new_masks)
     inner = optax.with_extra_args_support(inner)
+    method = _Method(inner, new_mask, new_masks, choice, masks, skip_step, ties, seed)
 
     def init_fn(params: PyTree) -> SparseState:
-        key = jax.random.key_data(jax.random.key(seed))
-        given = masks is not None and jax.tree.leaves(params)
-        flat, extra = (given_masks(params, masks), ()) if given else starting_masks(params, choice, key)
-        tree = jax.tree.unflatten(jax.tree.structure(params), flat)
-        inner_state = _copied(inner.init(apply_masks(params, tree)), params)
-        zero = jnp.zeros([], jnp.int32)
-        return SparseState(zero, key, tree, inner_state, zero, extra)
+        return _init(method, params)
 
-    def _keep(extra, row: int, step, spec: Spec, mask):
-        if choice.has_ramp:
-            return Count(*extra[row, schedules.ramp_index(plan, step)])
-        units = spec.pattern.units(mask.astype(jnp.float32), spec.axes) > 0
-        return count_true([units], spec.pattern.group_axes(mask.shape, spec.axes))[0]
-
-    def _leaves_at(step, params, grads, state, specs, flat) -> list[Leaf]:
-        weights = jax.tree.leaves(params)
-        structure: Any = jax.tree.structure(params)
-        gradients = structure.flatten_up_to(grads)
-        owned = params_shaped(state.inner_state, params)
-        fraction = schedules.drop_fraction(plan, step)
-        leaves = []
-        for row, spec in enumerate(specs):
-            key = jax.random.fold_in(leaf_key(state.key, spec.path), step)
-            draw = jax.random.fold_in(key, 1) if ties == "random" else None
-            mask = flat[spec.position]
-            keep = _keep(state.extra, 0 if choice.one_budget else row, step, spec, mask)
-            weight, grad = lax.stop_gradient((weights[spec.position], gradients[spec.position]))
-            leaves.append(
-                Leaf(
-                    spec.path,
-                    weight,
-                    grad,
-                    mask,
-                    keep,
-                    fraction,
-                    key,
-                    draw,
-                    step,
-                    owned[spec.position],
-                    spec.pattern,
-                    spec.axes,
-                )
-            )
-        return leaves
-
-    def _changed(due, leaves: list[Leaf]) -> tuple[list[jax.Array], jax.Array]:
-        """New masks where this lane's update is due and the leaf is finite; and how many leaves were not."""
-        finite = [_finite(leaf) for leaf in leaves]
-        if (
-            new_masks is not None
-        ):  # one ranking over all leaves: a leaf that is not finite would upset the count of the rest
-            every = jnp.stack(finite).all()
-            proposed, accept = new_masks(leaves), [every] * len(leaves)
-        else:
-            assert new_mask is not None
-            proposed, accept = [new_mask(leaf) for leaf in leaves], finite
-        chosen = [jnp.where(due & ok, new, leaf.mask) for new, ok, leaf in zip(proposed, accept, leaves, strict=True)]
-        refused = sum((~ok).astype(jnp.int32) for ok in finite)
-        return chosen, jnp.where(due, refused, 0)
-
-    def update_fn(
-        updates: PyTree, state: SparseState, params: PyTree = None, **extra_args: Any
-    ) -> tuple[PyTree, SparseState]:
-        if params is None:
-            raise ValueError("a sparse transformation needs params: tx.update(grads, opt_state, params)")
-        structure: Any = jax.tree.structure(params)
-        old = _mask_list(params, state.masks)
-        specs = specs_of(params, old, pattern, layout)
-        new, skipped, due = list(old), state.skipped, None
-        if changes and specs:
-            due = schedules.is_update(plan, state.count)
-
-            def change():
-                return _changed(due, _leaves_at(state.count, params, updates, state, specs, old))
-
-            def stay():
-                return [old[spec.position] for spec in specs], jnp.zeros([], jnp.int32)
-
-            chosen, refused = lax.cond(any_lane(due), change, stay)
-            skipped = state.skipped + refused
-            for spec, mask in zip(specs, chosen, strict=True):
-                new[spec.position] = mask
-        masks_tree = structure.unflatten(new)
-        sparse_params, sparse_grads = apply_masks(params, masks_tree), apply_masks(updates, masks_tree)
-        same = [m if m is o or m is None or o is None else m & o for m, o in zip(new, old, strict=True)]
-        inner_state = reset_off(inner, state.inner_state, params, same)
-        step, inner_state = inner.update(sparse_grads, inner_state, sparse_params, **extra_args)
-        hold = due if skip_step else None
-        emitted = [
-            _emit(*each, hold) for each in zip(structure.flatten_up_to(step), jax.tree.leaves(params), new, strict=True)
-        ]
-        count = optax.safe_increment(state.count)
-        return structure.unflatten(emitted), SparseState(
-            count, state.key, masks_tree, inner_state, skipped, state.extra
-        )
+    def update_fn(updates: PyTree, state: SparseState, params: PyTree = None, **extra_args: Any):
+        return _update(method, updates, state, params, extra_args)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _init(method: _Method, params: PyTree) -> SparseState:
+    key = jax.random.key_data(jax.random.key(method.seed))
+    if method.masks is not None and jax.tree.leaves(params):
+        flat, extra = given_masks(params, method.masks), ()
+    else:
+        flat, extra = starting_masks(params, method.choice, key)
+    masks = jax.tree.unflatten(jax.tree.structure(params), flat)
+    inner_state = _copied(method.inner.init(apply_masks(params, masks)), params)
+    return SparseState(jnp.zeros([], jnp.int32), key, masks, inner_state, jnp.zeros([], jnp.int32), extra)
+
+
+def _copied(state: PyTree, params: PyTree) -> PyTree:
+    """The inner state with its own copy of every array that it shares with the params, so that both can be donated."""
+    shared = {id(leaf) for leaf in jax.tree.leaves(params)}
+    return jax.tree.map(lambda leaf: jnp.array(leaf) if id(leaf) in shared else leaf, state)
+
+
+def _update(method: _Method, grads: PyTree, state: SparseState, params: PyTree, extra_args: dict[str, Any]):
+    if params is None:
+        raise ValueError("a sparse transformation needs params: tx.update(grads, opt_state, params)")
+    structure: Any = jax.tree.structure(params)
+    due = schedules.is_update(method.choice.plan, state.count)
+    old = [None if isinstance(m, optax.MaskedNode) else m for m in structure.flatten_up_to(state.masks)]
+    new, refused = _next_masks(method, due, old, grads, state, params)
+    masks = structure.unflatten(new)
+    # A weight keeps its moments only where it was, and still is, active.
+    stay = [m if m is o or m is None or o is None else m & o for m, o in zip(new, old, strict=True)]
+    inner_state = reset_off(method.inner, state.inner_state, params, stay)
+    step, inner_state = method.inner.update(
+        apply_masks(grads, masks), inner_state, apply_masks(params, masks), **extra_args
+    )
+    hold = due if method.skip_step else None
+    leaves = zip(structure.flatten_up_to(step), jax.tree.leaves(params), new, strict=True)
+    updates = structure.unflatten([_emit(*each, hold) for each in leaves])
+    count = optax.safe_increment(state.count)
+    return updates, SparseState(count, state.key, masks, inner_state, state.skipped + refused, state.extra)
+
+
+def _next_masks(method: _Method, due, old, grads, state, params) -> tuple[list[jax.Array | None], jax.Array]:
+    """The masks of this step, and how many leaves' updates were refused: the only branch of the step."""
+    specs = specs_of(params, old, method.choice.pattern, method.choice.layout)
+    none_refused = jnp.zeros([], jnp.int32)
+    if not specs or not any(phase.every for phase in method.choice.plan):
+        return old, none_refused
+
+    def change():
+        return _changed(method, due, _leaves_at(method, specs, old, grads, state, params))
+
+    def stay():
+        return [old[spec.position] for spec in specs], none_refused
+
+    chosen, refused = lax.cond(any_lane(due), change, stay)
+    new = list(old)
+    for spec, mask in zip(specs, chosen, strict=True):
+        new[spec.position] = mask
+    return new, refused
+
+
+def _leaves_at(method: _Method, specs: list[Spec], masks, grads, state: SparseState, params) -> list[Leaf]:
+    """What the rule sees of each sparsified leaf."""
+    structure: Any = jax.tree.structure(params)
+    weights, gradients = lax.stop_gradient((jax.tree.leaves(params), structure.flatten_up_to(grads)))
+    owned = params_shaped(state.inner_state, params)
+    fraction = schedules.drop_fraction(method.choice.plan, state.count)
+    leaves = []
+    for row, spec in enumerate(specs):
+        i = spec.position
+        key = jax.random.fold_in(leaf_key(state.key, spec.path), state.count)
+        leaf = Leaf(
+            path=spec.path,
+            weight=weights[i],
+            grad=gradients[i],
+            mask=masks[i],
+            keep=_keep(method.choice, 0 if method.choice.one_budget else row, state, spec, masks[i]),
+            fraction=fraction,
+            key=key,
+            ties=jax.random.fold_in(key, 1) if method.ties == "random" else None,
+            step=state.count,
+            inner=owned[i],
+            pattern=spec.pattern,
+            axes=spec.axes,
+        )
+        leaves.append(leaf)
+    return leaves
+
+
+def _keep(choice: Choice, row: int, state: SparseState, spec: Spec, mask: jax.Array) -> Count:
+    """Units to keep in each group: from the ramp's table, or without a ramp as many as now."""
+    if choice.has_ramp:
+        return Count(*state.extra[row, schedules.ramp_index(choice.plan, state.count)])
+    active = spec.pattern.units(mask.astype(jnp.float32), spec.axes) > 0
+    return count_true([active], spec.pattern.group_axes(mask.shape, spec.axes))[0]
+
+
+def _changed(method: _Method, due: jax.Array, leaves: list[Leaf]) -> tuple[list[jax.Array], jax.Array]:
+    """New masks where this lane's update is due and the leaf is finite; and how many leaves were not."""
+    finite = [jnp.all(jnp.isfinite(leaf.weight)) & jnp.all(jnp.isfinite(leaf.grad)) for leaf in leaves]
+    if method.new_masks is not None:  # ranked together: one leaf that is not finite upsets the count of all
+        proposed, accept = method.new_masks(leaves), [jnp.stack(finite).all()] * len(leaves)
+    else:
+        assert method.new_mask is not None
+        proposed, accept = [method.new_mask(leaf) for leaf in leaves], finite
+    chosen = [jnp.where(due & ok, new, leaf.mask) for new, ok, leaf in zip(proposed, accept, leaves, strict=True)]
+    return chosen, jnp.where(due, sum((~ok).astype(jnp.int32) for ok in finite), 0)
 
 
 def _emit(step: jax.Array, weight: jax.Array, mask: jax.Array | None, hold: jax.Array | None) -> jax.Array:

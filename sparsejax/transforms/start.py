@@ -60,19 +60,17 @@ class Choice(NamedTuple):
         return schedules.ramp_of(self.plan) is not None
 
 
-def checked_choice(
-    sparsity, distribution, pattern, where, layout, start, plan, has_masks: bool, ranks_globally: bool
-) -> Choice:
+def checked_choice(sparsity, distribution, pattern, where, layout, start, plan, masks, new_masks) -> Choice:
     """The arguments as a Choice; ValueError, at construction, where they are out of range or contradict each other."""
     schedules.check_plan(plan)
     if start not in ("dense", "random"):
         raise ValueError(f"start={start!r}: 'dense' or 'random'")
     target = _checked_sparsity(sparsity, pattern, distribution)
-    if target is None and not has_masks:
+    if target is None and masks is None:
         raise ValueError("sparsity is missing: a fraction of zeros in [0, 1)")
     if isinstance(distribution, str) and distribution != "global":
         raise ValueError(f"distribution={distribution!r}: a function of sparsejax.distributions, or 'global'")
-    if distribution == "global" and not ranks_globally:
+    if distribution == "global" and new_masks is None:
         raise ValueError("distribution='global' needs a method that ranks over all leaves: gmp or one_shot")
     if distribution == "global" and pattern is not None:
         raise ValueError("distribution='global' ranks single weights; leave pattern out")
