@@ -18,7 +18,7 @@ class Axes(NamedTuple):
 
     Attributes:
       stacked: axes along which equal layers are stacked (scan over layers, vmapped replicas); ranked slice by slice.
-      inputs: the reduction axes, fan-in.
+      inputs: the reduction axes, fan-in; the last is the one that N:M and blocks divide (input channels).
       outputs: the neurons or channels that the leaf computes.
     """
 
@@ -166,10 +166,15 @@ def flax_layout(path: str, array: Any) -> Axes:
 
 
 def equinox_layout(path: str, array: Any) -> Axes:
-    """Equinox (and PyTorch): the first axis is the output, the rest are inputs."""
+    """Equinox (and PyTorch): the first axis is the output, the rest are inputs; the second, input channels, comes last.
+
+    Example:
+      >>> equinox_layout("conv/weight", jnp.ones((32, 16, 3, 3)))
+      Axes(stacked=(), inputs=(2, 3, 1), outputs=(0,))
+    """
     del path
     axes = tuple(range(array.ndim))
-    return Axes((), axes[1:], axes[:1])
+    return Axes((), (*axes[2:], *axes[1:2]), axes[:1])
 
 
 def stacked(*globs: str, axes: tuple[int, ...] = (0,), layout: Layout = flax_layout) -> Layout:

@@ -46,6 +46,8 @@ def pattern_mask(
 ) -> jax.Array:
     """The mask of `scores`' shape that keeps the `count` best units of every group.
 
+    All True where the pattern skips the leaf.
+
     Args:
       pattern: one of this file's.
       scores: one per weight; larger = keep; a unit's score is the mean over its weights.
@@ -58,13 +60,21 @@ def pattern_mask(
       [False, True, True, False]
     """
     axes = flax_layout("", scores) if axes is None else axes
-    pattern.check("scores", scores.shape, axes)
+    if not pattern.check("scores", scores.shape, axes):
+        return jnp.ones(scores.shape, bool)
     units = Scores(order_key, (pattern.units(scores, axes),))
     return pattern.expand(select(units, count, pattern.group_axes(scores.shape, axes), ties), scores.shape, axes)
 
 
 def _not_stacked(ndim: int, axes: Axes) -> tuple[int, ...]:
     return tuple(axis for axis in range(ndim) if axis not in axes.stacked)
+
+
+def _check_axis(path: str, name: str, axis: int | None, shape: Shape, axes: Axes) -> None:
+    if axis is not None and not -len(shape) <= axis < len(shape):
+        raise ValueError(f"{path}: {name} axis {axis} is not an axis of {shape}")
+    if axis is not None and axis % len(shape) in axes.stacked:
+        raise ValueError(f"{path}: {name} axis {axis} of {shape} is a stacked one; its layers are ranked slice by slice")
 
 
 class Unstructured(NamedTuple):
@@ -99,11 +109,10 @@ class NM(NamedTuple):
 
     def _axis(self, ndim: int, axes: Axes) -> int:
         axis = (axes.inputs or axes.outputs)[-1] if self.axis is None else self.axis
-        if not -ndim <= axis < ndim:
-            raise ValueError(f"nm axis {axis} is not an axis of a leaf with {ndim} axes")
         return axis % ndim
 
     def check(self, path: str, shape: Shape, axes: Axes) -> bool:
+        _check_axis(path, "nm", self.axis, shape, axes)
         axis = self._axis(len(shape), axes)
         if shape[axis] % self.m == 0:
             return True
@@ -191,12 +200,10 @@ class Channel(NamedTuple):
 
     def _axis(self, ndim: int, axes: Axes) -> int:
         axis = (axes.outputs or axes.inputs)[-1] if self.axis is None else self.axis
-        if not -ndim <= axis < ndim:
-            raise ValueError(f"channel axis {axis} is not an axis of a leaf with {ndim} axes")
         return axis % ndim
 
     def check(self, path: str, shape: Shape, axes: Axes) -> bool:
-        self._axis(len(shape), axes)
+        _check_axis(path, "channel", self.axis, shape, axes)
         return True
 
     def units(self, x: jax.Array, axes: Axes) -> jax.Array:
@@ -218,7 +225,12 @@ class Channel(NamedTuple):
 
 
 def unstructured() -> Unstructured:
-    """Single weights: kept = N - floor(s N) of the N weights of a layer."""
+    """Single weights: kept = N - floor(s N) of the N weights of a layer.
+
+    Example:
+      >>> pattern_mask(unstructured(), jnp.array([[1.0, 2.0], [4.0, 3.0]]), 2).tolist()
+      [[False, False], [True, True]]
+    """
     return Unstructured()
 
 
@@ -237,10 +249,11 @@ def nm(n: int, m: int, axis: int | None = None, indivisible: str = "raise") -> N
       >>> nm(2, 4)
       NM(n=2, m=4, axis=None, indivisible='raise')
     """
-    if not 0 < n <= m:
-        raise ValueError(f"nm({n}, {m}): N of every M needs 0 < n <= m")
+    if not (isinstance(n, int) and isinstance(m, int) and 0 < n <= m):
+        raise ValueError(f"nm({n}, {m}): N of every M needs integers 0 < n <= m")
     if indivisible not in ("raise", "skip"):
         raise ValueError(f"indivisible={indivisible!r}: 'raise' or 'skip'")
+    _check_integer(axis)
     return NM(n, m, axis, indivisible)
 
 
@@ -249,21 +262,42 @@ def block(shape: tuple[int, int]) -> Block:
 
     Raises:
       ValueError: not two positive integers.
+
+    Example:
+      >>> pattern_mask(block((2, 1)), jnp.array([[1.0, 2.0], [4.0, 2.0], [9.0, 0.0]]), 2).tolist()
+      [[True, False], [True, False], [True, False]]
     """
-    if len(shape) != 2 or any(not isinstance(size, int) or size < 1 for size in shape):
+    sizes = shape if isinstance(shape, (tuple, list)) else ()
+    if len(sizes) != 2 or any(not isinstance(size, int) or size < 1 for size in sizes):
         raise ValueError(f"block({shape}): two positive integers (inputs, outputs)")
-    return Block((shape[0], shape[1]))
+    return Block((sizes[0], sizes[1]))
 
 
 def channel(axis: int | None = None) -> Channel:
-    """Whole output channels (neurons), or slices along `axis`, scored by their mean."""
+    """Whole output channels (neurons), or slices along `axis`, scored by their mean.
+
+    Raises:
+      ValueError: the axis is not an integer.
+
+    Example:
+      >>> pattern_mask(channel(), jnp.array([[1.0, 2.0], [4.0, 2.0]]), 1).tolist()
+      [[True, False], [True, False]]
+    """
+    _check_integer(axis)
     return Channel(axis)
+
+
+def _check_integer(axis: int | None) -> None:
+    if axis is not None and not isinstance(axis, int):
+        raise ValueError(f"axis={axis!r} must be None (by the layout) or an integer")
 
 
 def pattern_of(pattern: Pattern | Mapping[str, Pattern] | None, path: str) -> Pattern:
     """The pattern of one leaf: of a mapping from globs the first that matches; without one, unstructured."""
     if isinstance(pattern, Mapping):
-        return next((p for glob, p in pattern.items() if fnmatchcase(path, glob)), Unstructured())
+        pattern = next((p for glob, p in pattern.items() if fnmatchcase(path, glob)), None)
+    if pattern is not None and not hasattr(pattern, "group_axes"):
+        raise ValueError(f"{path}: pattern={pattern!r} is none of unstructured(), nm(n, m), block((bh, bw)), channel()")
     return Unstructured() if pattern is None else pattern
 
 

@@ -103,7 +103,7 @@ def fixed() -> Phase:
 
 
 def gradual(until: int, every: int, initial: float = 0.0) -> Phase:
-    """The sparsity climbs by the cubic rule from `initial` x target to the target, each `every` steps and at the end."""
+    """The sparsity climbs by the cubic rule, from `initial` x target to target, each `every` steps and at the end."""
     return Phase(until, every, ramp=True, initial=initial)
 
 

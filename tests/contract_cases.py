@@ -108,7 +108,7 @@ INNERS = {
     "momentum": Inner(lambda: optax.chain(optax.add_decayed_weights(0.01), optax.sgd(0.0625, momentum=0.5, nesterov=True))),
     "lion": Inner(lambda: optax.lion(0.0078125, weight_decay=0.125)),
     "clip": Inner(lambda: optax.chain(optax.clip_by_global_norm(1.0), optax.rmsprop(1e-2, momentum=0.9))),
-    "adagrad": Inner(lambda: optax.adagrad(0.05, initial_accumulator_value=0.1)),
+    "adagrad": Inner(lambda: optax.adagrad(0.05, initial_accumulator_value=0.1), start=0.1),
     "sgd": Inner(lambda: optax.sgd(0.125, momentum=0.75)),
 }
 
@@ -237,7 +237,7 @@ def _table():
     plan, plan_due = _ramp(2, 6, 2)
     moves = lambda t: oracles.is_rigl_step(t, 2, 11)
     never = lambda t: False
-    left = lambda t, weights, masks: [oracles.survivors(w, m, 0.3) for w, m in zip(weights, masks, strict=True)]
+    left = lambda t, weights, masks: [oracles.signed_survivors(w, m, 0.3) for w, m in zip(weights, masks, strict=True)]
     f32, bf16, f16 = jnp.float32, jnp.bfloat16, jnp.float16
     return {
         "static": Row(_of(sparsejax.static), "adamw", f32, "linen", 0.8, 0.6, _erk, _always(1.0), never, _fixed),

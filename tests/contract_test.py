@@ -9,6 +9,7 @@ import re
 
 import flax.serialization
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -199,7 +200,7 @@ def equations(jaxpr, inside=False):
     """Every equation, and whether it lies inside a branch of a cond."""
     for equation in jaxpr.eqns:
         yield equation, inside
-        for sub in jax.core.jaxprs_in_params(equation.params):
+        for sub in jax.extend.core.jaxprs_in_params(equation.params):
             yield from equations(sub, inside or equation.primitive.name == "cond")
 
 

@@ -86,6 +86,12 @@ def survivors(weight, mask, share, rounding=math.floor):
     return top_among(np.abs(exact(weight)), mask, n - rounding(share * n + 1e-6))
 
 
+def signed_survivors(weight, mask, share):
+    """SET: the smallest weights >= 0 and the largest weights < 0 are dropped apart, the share of each."""
+    negative = exact(weight) < 0
+    return survivors(weight, mask & ~negative, share) | survivors(weight, mask & negative, share)
+
+
 def rigl(weight, grad, mask, share):
     """Drops the smallest |w| of a layer and grows as many largest |g| among all that are not active then."""
     left = survivors(weight, mask, share)

@@ -120,6 +120,7 @@ def run(
                 yield from _read_progress(key.data, selector)
             for child in [c for c in running.values() if c.process.poll() is not None]:
                 del running[child.slot]
+                yield from _read_progress(child, selector)
                 _forget(child, selector)
                 code = child.process.returncode
                 again = code != 0 and code not in final_codes and child.attempt <= retries and not asked
@@ -217,7 +218,8 @@ def _read_progress(child: _Child, selector: selectors.BaseSelector) -> Iterator[
     except BlockingIOError:
         return
     if not data:
-        selector.unregister(child.progress_fd)
+        with contextlib.suppress(KeyError):
+            selector.unregister(child.progress_fd)
         return
     for line in reversed(data.split(b"\n")[:-1]):
         words = line.split()

@@ -39,7 +39,7 @@ def show_sweep(path: Path, console: Console, *, redraw: bool = True) -> None:
     Args:
       path: the sweep's directory; it may be incomplete.
       console: where to show it.
-      redraw: False keeps plots that are there.
+      redraw: False keeps the plots if there are any.
     """
     runs = collect.read_sweep(path)
     rows = collect.rows(runs)
@@ -51,7 +51,7 @@ def show_sweep(path: Path, console: Console, *, redraw: bool = True) -> None:
     for run in runs:
         if line := collect.state(run):
             say(console, f"{run.name}: {line}")
-    if redraw or not all((path / name).exists() for name in PLOTS):
+    if redraw or not any((path / name).exists() for name in PLOTS):
         from sparsejax.report import plots  # here: matplotlib takes a second to import
 
         subject = _subject(runs)

@@ -64,11 +64,6 @@ def _cached(key: str, make: Callable[[], Any]) -> Any:
     return _cache[key]
 
 
-def clear_programs() -> None:
-    """Forgets every compiled program."""
-    _cache.clear()
-
-
 def make_model(config: Mapping[str, Any], dataset: Dataset) -> Any:
     """The Linen module that a resolved config names."""
     arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in config["model_args"].items()}

@@ -44,18 +44,18 @@ def params_shaped(state: PyTree, params: PyTree) -> list[dict[str, jax.Array]]:
 
 
 def reset_off(
-    inner: optax.GradientTransformation, state: PyTree, params: PyTree, stay: list[jax.Array | None]
+    inner: optax.GradientTransformation, state: PyTree, params: PyTree, masks: list[jax.Array | None]
 ) -> PyTree:
-    """The inner state with every params-shaped leaf set, off `stay`, to what `inner.init` gives for a zero weight."""
+    """The inner state with every params-shaped leaf set, off the masks, to what `inner.init` gives for a zero weight."""
     owners = owned_leaves(state, params)
-    if not any(owner is not None and stay[owner] is not None for owner in owners):
+    if not any(owner is not None and masks[owner] is not None for owner in owners):
         return state
     fresh = jax.tree.leaves(inner.init(jax.tree.map(jnp.zeros_like, params)))
     leaves = jax.tree.leaves(state)
     structure: Any = jax.tree.structure(state)
 
     def reset(leaf, new, owner):
-        mask = None if owner is None else stay[owner]
+        mask = None if owner is None else masks[owner]
         return leaf if mask is None else jnp.where(mask, leaf, jnp.asarray(new, leaf.dtype))
 
     return structure.unflatten([reset(*each) for each in zip(leaves, fresh, owners, strict=True)])
