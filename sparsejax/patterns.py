@@ -74,7 +74,7 @@ def _check_axis(path: str, name: str, axis: int | None, shape: Shape, axes: Axes
     if axis is not None and not -len(shape) <= axis < len(shape):
         raise ValueError(f"{path}: {name} axis {axis} is not an axis of {shape}")
     if axis is not None and axis % len(shape) in axes.stacked:
-        raise ValueError(f"{path}: {name} axis {axis} of {shape} is a stacked one; its layers are ranked slice by slice")
+        raise ValueError(f"{path}: {name} axis {axis} of {shape} is stacked: its layers are ranked one by one")
 
 
 class Unstructured(NamedTuple):

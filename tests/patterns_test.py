@@ -284,7 +284,7 @@ def test_an_axis_that_is_not_there_is_refused(pattern):
 
 @pytest.mark.parametrize("pattern", [nm(2, 4, axis=0), channel(axis=-3)], ids=str)
 def test_a_stacked_axis_is_refused(pattern):
-    with pytest.raises(ValueError, match=rf"layers/kernel: .*axis {pattern.axis} of \(4, 8, 8\) is a stacked one"):
+    with pytest.raises(ValueError, match=rf"layers/kernel: .*axis {pattern.axis} of \(4, 8, 8\) is stacked"):
         pattern.check("layers/kernel", (4, 8, 8), Axes((0,), (1,), (2,)))
 
 

@@ -81,7 +81,7 @@ class Trial(NamedTuple):
     train_y: jax.Array
     test: TestSet
     seeds: jax.Array
-    init: Callable[[], TrainState]
+    init: Callable[[], tuple[TrainState, dict[str, Any]]]
     like: TrainState
     sizes: dict[str, int]
     layers: dict[str, int]
@@ -148,8 +148,14 @@ def prepare(config: Resolved) -> Trial:
     layers = flops.layer_flops(lambda params, x: model.apply({"params": params}, x), one, example_shape(dataset))
     masked = masks_by_path(like.opt_state) or {path: None for path, _ in named_leaves(select_leaves(one))}
     sizes = {path: prod(leaf.shape) for path, leaf in named_leaves(one) if path in masked}
-    # It runs once, so it is compiled in a hurry: a third of the time.
-    init = lambda: jax.jit(init_all, compiler_options={"xla_backend_optimization_level": 1})(programs.init_params(seeds))
+
+    def state_and_report(params):
+        state = init_all(params)
+        return state, mask_report(state, masks_by_path(state.opt_state))
+
+    # It runs once, so it is compiled in a hurry: half the time.
+    start = jax.jit(state_and_report, compiler_options={"xla_backend_optimization_level": 1})
+    init = lambda: start(programs.init_params(seeds))
     return Trial(config, grid, programs, train_x, train_y, test, seeds, init, like, sizes, layers)
 
 
@@ -167,7 +173,11 @@ def _run(trial: Trial, workdir: Path, on_progress: Progress) -> dict[str, Any]:
     started, earlier = time.monotonic(), _seconds_so_far(workdir)
     checkpoints = Checkpoints(workdir / "checkpoints", trial.config["keep_checkpoints"])
     found = checkpoints.restore(trial.like)
-    step, state = found or (0, trial.init())
+    first = None
+    if found:
+        step, state = found
+    else:
+        step, (state, first) = 0, trial.init()
     with contextlib.closing(MetricsWriter(workdir / "metrics.jsonl", step)) as writer, contextlib.closing(checkpoints):
 
         def save(step: int, state: TrainState) -> None:
@@ -175,9 +185,8 @@ def _run(trial: Trial, workdir: Path, on_progress: Progress) -> dict[str, Any]:
             checkpoints.save(step, state)
             write_json(workdir / "timing.json", {"step": step, "seconds": earlier + time.monotonic() - started})
 
-        if found is None and trial.like.ever_active:
-            report = jax.device_get(mask_report(state, masks_by_path(state.opt_state)))
-            writer.write(records.masks_record(0, report, trial.sizes))
+        if first:  # the masks at step 0; a dense run has none
+            writer.write(records.masks_record(0, jax.device_get(first), trial.sizes))
         _loop(trial, step, state, writer, save, on_progress)
     result = records.make_result(
         trial.config, writer.records, steps=trial.grid.total, sizes=trial.sizes, layers=trial.layers
