@@ -59,7 +59,7 @@ def _refusal(path: str, array: Any) -> str | None:
         return f"{array.ndim} axes; at least 2 are needed"
     for part in parts:
         for word in ("embed", "pos", "norm"):
-            if word in part.lower():
+            if word in part.lower().replace("transpose", ""):  # ConvTranspose holds "pos"
                 return f"{part!r} contains {word!r}"
     if not (parts[-1].startswith(("kernel", "weight")) or parts[-1] == "w"):
         return f"{parts[-1]!r} is not kernel*, weight* or w"
@@ -190,10 +190,11 @@ def stacked(*globs: str, axes: tuple[int, ...] = (0,), layout: Layout = flax_lay
     def stacked_layout(path: str, array: Any) -> Axes:
         if not any(fnmatchcase(path, glob) for glob in globs):
             return Axes(*layout(path, array))
-        rest = [axis for axis in range(array.ndim) if axis not in axes]
+        layers = tuple(axis % array.ndim for axis in axes)
+        rest = [axis for axis in range(array.ndim) if axis not in layers]
         inner = layout(path, jax.ShapeDtypeStruct([array.shape[axis] for axis in rest], array.dtype))
         moved = [tuple(rest[axis] for axis in group) for group in inner]
-        return Axes(tuple(sorted((*axes, *moved[0]))), moved[1], moved[2])
+        return Axes(tuple(sorted((*layers, *moved[0]))), moved[1], moved[2])
 
     return stacked_layout
 

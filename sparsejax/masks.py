@@ -17,14 +17,31 @@ PyTree = Any
 
 
 def map_masks(fn: Callable[..., Any], masks: PyTree, *trees: PyTree) -> PyTree:
-    """Maps `fn(mask, *leaves)` over trees of the params' structure; the mask of a dense leaf is None.
-
-    The masks' own structure may have None, or optax's MaskedNode, at any leaf of the trees.
-    """
+    """Maps `fn(mask, *leaves)` over trees of the params' structure; the mask of a dense leaf is None."""
     structure: Any = jax.tree.structure(trees[0])
     leaves = [structure.flatten_up_to(tree) for tree in trees]
-    flat = [None if isinstance(m, optax.MaskedNode) else m for m in structure.flatten_up_to(masks)]
-    return structure.unflatten([fn(*each) for each in zip(flat, *leaves, strict=True)])
+    return structure.unflatten([fn(*each) for each in zip(flat_masks(trees[0], masks), *leaves, strict=True)])
+
+
+def flat_masks(params: PyTree, masks: PyTree) -> list[Any]:
+    """The mask, or None, of each leaf of the params, in their order.
+
+    The masks may have None, or optax's MaskedNode, at any leaf or subtree of the params, and arrays where the params
+    have NNX's variables.
+
+    Raises:
+      ValueError: the trees do not fit.
+    """
+    flat: list[Any] = []
+
+    def add(mask, subtree):
+        structure = jax.tree.structure(subtree)
+        if mask is not None and not jax.tree_util.treedef_is_leaf(structure):
+            raise ValueError(f"masks: one mask stands where the params have {structure}; each leaf needs its own")
+        flat.extend([mask] * structure.num_leaves)
+
+    jax.tree.map(add, _plain(masks), _plain(params), is_leaf=lambda node: node is None)
+    return flat
 
 
 def apply_masks(params: PyTree, masks: PyTree) -> PyTree:
@@ -101,14 +118,12 @@ def get_masks(opt_state: PyTree) -> PyTree:
 
 
 def _merge(a: PyTree, b: PyTree) -> PyTree:
-    is_none = lambda node: node is None
-
-    def pick(one, other):
-        if one is not None and other is not None:
-            raise ValueError("two sparse transformations in this optimizer state hold a mask for the same leaf")
-        return other if one is None else one
-
-    return jax.tree.map(pick, a, b, is_leaf=is_none)
+    if a is None or b is None:
+        return b if a is None else a
+    children, structure = jax.tree.flatten(a, is_leaf=lambda node: node is not a)
+    if jax.tree_util.treedef_is_leaf(structure):
+        raise ValueError("two sparse transformations in this optimizer state hold a mask for the same leaf")
+    return structure.unflatten([_merge(*each) for each in zip(children, structure.flatten_up_to(b), strict=True)])
 
 
 def set_masks(opt_state: PyTree, masks: PyTree) -> PyTree:

@@ -122,12 +122,14 @@ def spans(plan: Plan) -> list[tuple[int, Phase]]:
 
 
 def check_plan(plan: Plan) -> None:
-    """Raises ValueError where phases do not follow one another, or more than one is a ramp."""
+    """Raises ValueError where phases do not follow one another, a value is out of range, or more than one is a ramp."""
     for phase in plan[:-1]:
         if phase.until is None:
             raise ValueError("plan: only the last phase may have until=None")
     last = 0
     for phase in plan:
+        if not isinstance(phase.until, int) and (phase.until is not None or phase.ramp):
+            raise ValueError(f"plan: until={phase.until} must be an integer{'' if phase.ramp else ' or None'}")
         if phase.until is not None and phase.until < last:
             raise ValueError(f"plan: until={phase.until} lies before the end of the phase before it, {last}")
         last = last if phase.until is None else phase.until

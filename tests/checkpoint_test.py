@@ -19,10 +19,18 @@ class Inner(NamedTuple):
 
 def make_state(seed=0):
     rng = np.random.default_rng(seed)
-    weights = jnp.asarray(rng.normal(size=(2, 9, 5)), jnp.float32).at[0, 0].set(jnp.array([0.0, -0.0, 1e-45, jnp.inf, jnp.nan]))
+    weights = (
+        jnp.asarray(rng.normal(size=(2, 9, 5)), jnp.float32)
+        .at[0, 0]
+        .set(jnp.array([0.0, -0.0, 1e-45, jnp.inf, jnp.nan]))
+    )
     return {
         "params": {"Dense_0": {"kernel": weights, "bias": jnp.asarray(rng.normal(size=(2, 5)), jnp.bfloat16)}},
-        "opt": (Inner({"kernel": weights > 0, "bias": None}, ()), jax.random.key(seed), jax.random.split(jax.random.key(1), 2)),
+        "opt": (
+            Inner({"kernel": weights > 0, "bias": None}, ()),
+            jax.random.key(seed),
+            jax.random.split(jax.random.key(1), 2),
+        ),
         "step": jnp.int32(7),
     }
 
@@ -78,7 +86,7 @@ def files_of(folder):
 
 
 def check_noticed(folder):
-    """Either the newest came back whole, or it was skipped with a warning that names it, and the one before came back."""
+    """Either the newest came back whole, or it was skipped with a warning that names it, for the one before."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         step, state = restore(folder)
@@ -97,7 +105,9 @@ def test_every_file_cut_short(whole, tmp_path, cut):
         data = target.read_bytes()
         target.write_bytes(data[: int(len(data) * cut)] if cut >= 0 else data[:-1])
         skipped += check_noticed(folder)
-    assert skipped >= sum(file.stat().st_size > 0 for file in files_of(whole)) - 1  # the newline at the seal's end means nothing
+    assert (
+        skipped >= sum(file.stat().st_size > 0 for file in files_of(whole)) - 1
+    )  # the newline at the seal's end means nothing
 
 
 def test_every_file_missing(whole, tmp_path):

@@ -121,13 +121,14 @@ class Row(NamedTuple):
       inner, dtype, form: what it is run with.
       target: the sparsity asked for.
       other: another sparsity, for the states that the same update must continue.
-      begins: "dense", or the densities at init by the oracle, from the shapes.
+      begins: the oracle's densities at the target sparsity, from the shapes.
       share: the share of the target sparsity that holds after step t.
       rule: `(t, weights, grads, masks, counts) -> masks`, the whole answer; or None where growth is random.
       due: which steps select.
       skips: whether such a step leaves the params.
       layerwise: whether each leaf has a count of its own.
       keeps: of the random methods, `(t, weights, masks) -> masks` that must survive.
+      random: whether the seed matters.
     """
 
     make: Callable
@@ -143,6 +144,12 @@ class Row(NamedTuple):
     skips: bool = False
     layerwise: bool = True
     keeps: Callable | None = None
+    random: bool = False
+
+    @property
+    def constant(self):
+        """Whether the count is the same at every step."""
+        return self.begins is _erk
 
 
 def _uniform(shapes, sparsity):
@@ -240,7 +247,7 @@ def _table():
     left = lambda t, weights, masks: [oracles.signed_survivors(w, m, 0.3) for w, m in zip(weights, masks, strict=True)]
     f32, bf16, f16 = jnp.float32, jnp.bfloat16, jnp.float16
     return {
-        "static": Row(_of(sparsejax.static), "adamw", f32, "linen", 0.8, 0.6, _erk, _always(1.0), never, _fixed),
+        "static": Row(_of(sparsejax.static), "adamw", f32, "linen", 0.8, 0.6, _erk, _always(1.0), never, _fixed, random=True),
         "static masks": Row(_static_given, "momentum", bf16, "tuples", 0.8, 0.6, _erk, _always(1.0), never, _fixed),
         "one_shot": Row(
             _of(sparsejax.one_shot, at_step=3), "lion", f16, "dataclasses", 0.7, 0.9, _uniform,
@@ -259,11 +266,11 @@ def _table():
         ),
         "set": Row(
             _of(sparsejax.set_, update_every=2, drop_fraction=0.3), "adagrad", f32, "tuples", 0.8, 0.6, _erk,
-            _always(1.0), lambda t: oracles.is_rigl_step(t, 2, None), keeps=left,
+            _always(1.0), lambda t: oracles.is_rigl_step(t, 2, None), keeps=left, random=True,
         ),
         "rigl": Row(
             _of(sparsejax.rigl, update_every=2, update_end=11), "sgd", bf16, "equinox", 0.8, 0.6, _erk,
-            _always(1.0), moves, _rigl(0.3, 11), skips=True,
+            _always(1.0), moves, _rigl(0.3, 11), skips=True, random=True,
         ),
         "custom": Row(
             _custom, "clip", f32, "nnx", 0.75, 0.5, _uniform, plan, lambda t: plan_due(t) or t == 9, _custom_rule,

@@ -1,13 +1,13 @@
 """The contract: what every method guarantees, clause by clause, for each row of one table (`contract_cases.ROWS`).
 
-A row costs a few compiled programs: one scan over all steps gives the evidence for most clauses, and is run again on
-other states and other gradients.
+A row costs three compiled programs. One, a scan over all steps, vmapped over lanes that differ in seed, weights, gradients
+and step counter, gives the evidence for most clauses; the oracle of clauses 3 and 4 is the second; the third is one
+update on eight devices, compared with a lane.
 """
 
 import functools
 import re
 
-import flax.serialization
 import jax
 import jax.extend.core
 import jax.numpy as jnp
@@ -15,29 +15,36 @@ import numpy as np
 import optax
 import oracles
 import pytest
-from contract_cases import FORMS, INNERS, LAYOUTS, ROWS, STEPS, arrays
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from contract_cases import FORMS, INNERS, ROWS, STEPS, arrays
+from contract_cells import CELLS, placements, trained, wrapped
+from contract_cells import INNERS as EVERY_INNER
+from jax.sharding import AxisType
 
 import sparsejax
 
 TOLERANCE = {"float32": (2e-5, 1e-6), "bfloat16": (4e-2, 4e-2), "float16": (4e-3, 4e-3)}
 
 
-def copied(tree):
-    return jax.tree.map(jnp.array, tree)
+@pytest.fixture(autouse=True)
+def _compile_quickly():
+    """Programs here run once, on small arrays: half of the time would go into optimizing them."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def make(row, **options):
     return row.make(INNERS[row.inner].make(), row.form, **{"sparsity": row.target, "seed": 3} | options)
 
 
-def gradients(params, seed, steps=STEPS):
+def gradients(params, seed):
     """Gradients for each step; of a leaf whose weights are all equal they are all equal too, so its ties never end."""
     draw = np.random.default_rng(seed)
 
     def some(leaf):
-        tied = leaf.size > 1 and bool(jnp.all(leaf == leaf.ravel()[0])) and leaf.ndim > 1
-        return jnp.asarray(np.broadcast_to(draw.normal(size=(steps, *((1,) * leaf.ndim if tied else leaf.shape))), (steps, *leaf.shape)), leaf.dtype)
+        tied = leaf.ndim > 1 and bool((leaf == leaf.ravel()[0]).all())
+        values = draw.normal(size=(STEPS, *((1,) * leaf.ndim if tied else leaf.shape)))
+        return jnp.asarray(np.broadcast_to(values, (STEPS, *leaf.shape)), leaf.dtype)
 
     return jax.tree.map(some, params)
 
@@ -62,138 +69,173 @@ def flat(params, tree):
     return jax.tree.structure(params).flatten_up_to(tree)
 
 
-def masked_only(params, masks):
-    """Which leaves have a mask."""
-    return [i for i, mask in enumerate(flat(params, masks)) if mask is not None]
+class Lane:
+    """What a run left, as NumPy arrays by step: `weights[t]`, `masks[t]`, `grads[t]` are lists over the masked leaves.
 
+    Index t of weights and masks is what step t starts from; t = STEPS is the end. `first` is the step counter's start.
+    """
 
-class Evidence:
-    """What a run left, as NumPy arrays by step: `weights[t][i]`, `masks[t][i]` after step t - 1; t = 0 is the start."""
-
-    def __init__(self, params, state, grads, after):
-        self.params, self.state, self.grads = params, state, grads
-        self.after_params, self.after_state = after
-        self.chosen = masked_only(params, state.masks)
-        self.dense = [i for i in range(len(jax.tree.leaves(params))) if i not in self.chosen]
-        self.weights = self._by_step(params, self.after_params)
-        self.masks = self._by_step(state.masks, self.after_state.masks)
-        self.grad = [[np.asarray(g[t]) for g in jax.tree.leaves(grads)] for t in range(STEPS)]
+    def __init__(self, params, state, grads, after_params, after_state):
+        self.params, self.state, self.grads_tree = params, state, grads
+        self.after_params, self.after_state = after_params, after_state
+        self.first = int(state.count)
+        self.chosen = [i for i, mask in enumerate(flat(params, state.masks)) if mask is not None]
+        self.every_weight = self._by_step(params, after_params)
+        self.every_mask = self._by_step(state.masks, after_state.masks)
+        self.weights, self.masks = self._pick(self.every_weight), self._pick(self.every_mask)
+        self.grads = self._pick([[g[t] for g in jax.tree.leaves(grads)] for t in range(STEPS)])
+        self.skipped = [int(state.skipped), *after_state.skipped.tolist()]
 
     def _by_step(self, first, rest):
-        first, rest = flat(self.params, first), flat(self.params, rest)
-        column = lambda a, b: [None] * (STEPS + 1) if a is None else [np.asarray(a), *np.asarray(b)]
-        return list(zip(*(column(a, b) for a, b in zip(first, rest, strict=True)), strict=True))
+        column = lambda a, b: [None] * (STEPS + 1) if a is None else [a, *b]
+        columns = [column(a, b) for a, b in zip(flat(self.params, first), flat(self.params, rest), strict=True)]
+        return list(zip(*columns, strict=True))
 
-    def pick(self, rows, t):
-        return [rows[t][i] for i in self.chosen]
-
-
-def observed(program, params, state, grads):
-    params, state = jax.tree.map(np.asarray, params), jax.tree.map(np.asarray, state)
-    _, after = program(copied(params), copied(state), grads)
-    return Evidence(params, state, grads, after)
+    def _pick(self, steps):
+        return [[leaves[i] for i in self.chosen] for leaves in steps]
 
 
-def expected_counts(row, seen, sparsity, t):
-    """What each leaf keeps (or all together) after step t - 1; t = 0 is the start."""
-    sizes = [seen.weights[0][i].size for i in seen.chosen]
-    share = 1.0 if row.begins.__name__ == "_erk" else 0.0 if t == 0 else row.share(t - 1)
+def lanes_of(row):
+    """Runs every lane in one program: two seeds, other weights, a late counter, bad gradients, a bad weight; other sparsity."""
+    due = [t for t in range(STEPS) if row.due(t)]
+    plain = FORMS[row.form](arrays(row.dtype))
+    other = FORMS[row.form](arrays(row.dtype, seed=7))
+    third = jax.tree.map(lambda w: w * jnp.asarray(2.0**-4, w.dtype), FORMS[row.form](arrays(row.dtype, seed=8)))
+    init = jax.jit(jax.vmap(lambda params, seed: make(row, seed=seed).init(params)))
+    ones, leaves = gradients(plain, 1), jax.tree.leaves(plain)
+    bad = next(i for i, leaf in enumerate(leaves) if leaf.ndim > 1 and leaf.size > 32)
+    spoilt = jax.tree.leaves(ones)
+    spoilt[bad] = spoilt[bad].at[(max(due, default=5), *(0,) * leaves[bad].ndim)].set(jnp.nan)
+    leaves[bad] = leaves[bad].at[(0,) * leaves[bad].ndim].set(jnp.inf)
+    shape = jax.tree.structure(plain)
+    given = {
+        "plain": (plain, 3, ones),
+        "seed": (plain, 2, ones),
+        "other": (other, 3, gradients(other, 2)),
+        "third": (third, 3, gradients(third, 3)),
+        "late": (plain, 3, ones),
+        "gradient": (plain, 3, shape.unflatten(spoilt)),
+        "weight": (shape.unflatten(leaves), 3, ones),
+    }
+    stack = lambda trees: jax.tree.map(lambda *x: jnp.stack(x), *trees)
+    params, seeds, grads = (stack(part) for part in zip(*given.values(), strict=True))
+    state = init(params, seeds)
+    late = jnp.asarray([int(name == "late" and row.constant) for name in given], jnp.int32)
+    state = state._replace(count=state.count + late)
+    begin = jax.tree.map(np.array, (params, state, grads))
+    _, after = jax.jit(jax.vmap(run(make(row))), donate_argnums=(0, 1))(params, state, grads)
+    at = lambda tree, k: jax.tree.map(lambda x: np.asarray(x[k]), tree)
+    return {name: Lane(*at(begin, k), *at(after, k)) for k, name in enumerate(given)}
+
+
+def expected_counts(row, lane, t, sparsity=None):
+    """What each leaf keeps (or all together) at the start of step t."""
+    sparsity = row.target if sparsity is None else sparsity
+    sizes = [weight.size for weight in lane.weights[0]]
+    share = 1.0 if row.constant else 0.0 if t == 0 else row.share(t - 1)
     if not row.layerwise:
         return oracles.kept(sum(sizes), sparsity * share)
-    densities = row.begins([seen.weights[0][i].shape for i in seen.chosen], sparsity)
+    densities = row.begins([weight.shape for weight in lane.weights[0]], sparsity)
     return [oracles.kept(size, (1 - density) * share) for size, density in zip(sizes, densities, strict=True)]
 
 
-def check_zeros(seen):
+def check_zeros(lane):
     """Clause 1: off the mask every weight is exactly 0 after each step."""
     for t in range(1, STEPS + 1):
-        for weight, mask in zip(seen.pick(seen.weights, t), seen.pick(seen.masks, t), strict=True):
+        for weight, mask in zip(lane.weights[t], lane.masks[t], strict=True):
             assert (weight[~mask] == 0).all(), f"step {t - 1}: weights off the mask are not 0"
             assert np.isfinite(weight.astype(np.float32)).all()
 
 
-def check_counts(row, seen, sparsity):
-    """Clause 2: the promised count, at every step."""
+def check_counts(row, lane):
+    """Clause 2: the promised count, at every step; one leaf's weights are all ties."""
     for t in range(STEPS + 1):
-        counts = [int(mask.sum()) for mask in seen.pick(seen.masks, t)]
-        counts = counts if row.layerwise else sum(counts)
-        assert counts == expected_counts(row, seen, sparsity, t), f"step {t - 1}"
+        counts = [int(mask.sum()) for mask in lane.masks[t]]
+        assert (counts if row.layerwise else sum(counts)) == expected_counts(row, lane, t), f"before step {t}"
 
 
-def check_masks(row, seen, sparsity):
-    """The whole mask by the oracle, element by element; of random methods the part that is not random. Clause 8: no others move."""
+def check_masks(row, lane):
+    """The whole mask by the oracle (of random methods, what is not random); clause 8: no mask moves at other steps."""
     for t in range(STEPS):
-        weights, grads, masks, new = (
-            seen.pick(seen.weights, t), seen.pick(seen.grad, t), seen.pick(seen.masks, t), seen.pick(seen.masks, t + 1),
-        )  # fmt: skip
-        if not row.due(t):
-            wanted = masks
-        elif row.rule is not None:
-            wanted = row.rule(t, weights, grads, masks, expected_counts(row, seen, sparsity, t + 1))
-        else:
-            for must, mask in zip(row.keeps(t, weights, masks), new, strict=True):
-                assert mask[must].all(), f"step {t}: a weight that had to survive was dropped"
+        weights, masks, new, step = lane.weights[t], lane.masks[t], lane.masks[t + 1], t + lane.first
+        if row.due(step) and row.rule is None:
+            for must, mask in zip(row.keeps(step, weights, masks), new, strict=True):
+                assert mask[must].all(), f"step {step}: a weight that had to survive was dropped"
+            assert any((mask & ~old).any() for mask, old in zip(new, masks, strict=True)), f"step {step}: nothing grew"
             continue
-        for one, other in zip(wanted, new, strict=True):
-            np.testing.assert_array_equal(one, other, err_msg=f"step {t}")
+        counts = expected_counts(row, lane, t + 1)
+        wanted = row.rule(step, weights, lane.grads[t], masks, counts) if row.due(step) else masks
+        for one, mask in zip(wanted, new, strict=True):
+            np.testing.assert_array_equal(mask, one, err_msg=f"step {step}")
 
 
 def by_hand(inner, start, params, masks, grads, hold):
     """Clauses 3 and 4 written down: the inner optimizer on masked trees, its moments fresh where the mask changed."""
-    lay = lambda tree, mask: jax.tree.map(lambda x, m: jnp.where(m, x, jnp.zeros_like(x)), tree, mask)
-    first = jax.tree.map(lambda m: m[0], masks)
-    state = inner.init(lay(params, first))
+    lay = lambda tree, masks: [jnp.where(m, x, jnp.zeros_like(x)) for x, m in zip(tree, masks, strict=True)]
+    fresh = lambda x, same: jnp.where(same, x, jnp.asarray(start, x.dtype))
 
-    def step(carry, xs):
+    def step(carry, now):
         params, old, state = carry
-        mask, grad, hold = xs
-        same = jax.tree.map(jnp.logical_and, old, mask)
-        state = optax.tree_utils.tree_map_params(inner, lambda x, s: jnp.where(s, x, jnp.asarray(start, x.dtype)), state, same)
-        updates, state = inner.update(lay(grad, mask), state, lay(params, mask))
-        updates = jax.tree.map(lambda u: jnp.where(hold, jnp.zeros_like(u), u), updates)
-        params = lay(optax.apply_updates(params, updates), mask)
-        return (params, mask, state), (params, state)
+        masks, grads, hold = now
+        same = [a & b for a, b in zip(old, masks, strict=True)]
+        state = optax.tree_utils.tree_map_params(inner, fresh, state, same)
+        updates, state = inner.update(lay(grads, masks), state, lay(params, masks))
+        updates = [jnp.where(hold, jnp.zeros_like(u), u) for u in updates]
+        params = lay(optax.apply_updates(params, updates), masks)
+        return (params, masks, state), (params, state)
 
-    return jax.lax.scan(step, (params, first, state), (jax.tree.map(lambda m: m[1:], masks), grads, hold))[1]
+    begin = [mask[0] for mask in masks]
+    rest = [mask[1:] for mask in masks]
+    return jax.lax.scan(step, (params, begin, inner.init(lay(params, begin))), (rest, grads, hold))[1]
 
 
-def check_inner(row, seen):
+def check_inner(row, lanes):
     """Clauses 3 and 4: dense leaves, kept weights and the inner state move as the same optimizer moves them by hand."""
-    params = jax.tree.leaves(copied(seen.params))
-    masks = [np.stack(m) if m[0] is not None else np.ones((STEPS + 1, *p.shape), bool) for m, p in zip(zip(*seen.masks, strict=True), params, strict=True)]
-    hold = jnp.asarray([row.skips and row.due(t) for t in range(STEPS)])
-    inner = INNERS[row.inner]
-    wanted = jax.jit(functools.partial(by_hand, inner.make(), inner.start))(params, masks, jax.tree.leaves(seen.grads), hold)
-    found = (jax.tree.leaves(seen.after_params), seen.after_state.inner_state)
+    inner, hold = INNERS[row.inner], jnp.asarray([row.skips and row.due(t) for t in range(STEPS)])
+
+    def arguments(lane):
+        params = jax.tree.leaves(lane.params)
+        column = lambda i: [np.ones(params[i].shape, bool) if m[i] is None else m[i] for m in lane.every_mask]
+        return params, [np.stack(column(i)) for i in range(len(params))], jax.tree.leaves(lane.grads_tree), hold
+
+    both = jax.tree.map(lambda *x: jnp.stack(x), *map(arguments, lanes))
+    wanted = jax.jit(jax.vmap(functools.partial(by_hand, inner.make(), inner.start)))(*both)
     relative, absolute = TOLERANCE[np.dtype(row.dtype).name]
-    for one, other in zip(jax.tree.leaves(wanted), jax.tree.leaves(found), strict=True):
-        np.testing.assert_allclose(oracles.exact(other), oracles.exact(one), relative, absolute)
-    fixed = [t for t in range(STEPS) if hold[t]]
-    for i in seen.dense:
-        assert all((seen.weights[t][i] == seen.weights[t + 1][i]).all() for t in fixed), "a skipped step moved a dense leaf"
-        assert any((seen.weights[t][i] != seen.weights[t + 1][i]).any() for t in range(STEPS))
+    for k, lane in enumerate(lanes):
+        found = jax.tree.leaves((lane.after_params, lane.after_state.inner_state))
+        for one, mine in zip(jax.tree.leaves(wanted), found, strict=True):
+            np.testing.assert_allclose(oracles.exact(mine), oracles.exact(one[k]), relative, absolute)
+        for i in range(len(jax.tree.leaves(lane.params))):
+            if i not in lane.chosen:
+                moved = [(lane.every_weight[t][i] != lane.every_weight[t + 1][i]).any() for t in range(STEPS)]
+                assert moved == [not h for h in hold.tolist()], "a dense leaf moves at each step, but not at a skipped one"
 
 
-def check_non_finite(row, program, params, state, seen):
-    """Clause 7: one bad gradient entry leaves that leaf's mask for this step, and is counted; the others go on."""
+def check_lanes(row, lanes):
+    """Clause 5: the seeds differ where the method draws, and there alone; layers and steps draw differently as well."""
+    same = all((a == b).all() for a, b in zip(lanes["plain"].masks[-1], lanes["seed"].masks[-1], strict=True))
+    assert same is not row.random
+    if row.rule is None:
+        grown = lambda t, i: lanes["plain"].masks[t + 1][i] & ~lanes["plain"].masks[t][i]
+        due = [t for t in range(STEPS) if row.due(t)]
+        assert all((grown(a, 0) != grown(b, 0)).any() for a, b in zip(due, due[1:], strict=False))
+
+
+def check_non_finite(row, lanes):
+    """Clause 7: one bad entry leaves that leaf's mask for this step, and is counted; the other leaves go on."""
     due = [t for t in range(STEPS) if row.due(t)]
-    t = due[-1] if due else 5
-    bad = seen.chosen[0]
-    leaves, structure = jax.tree.flatten(seen.grads)
-    leaves[bad] = leaves[bad].at[(t, *(0,) * (leaves[bad].ndim - 1))].set(jnp.nan)
-    again = observed(program, params, state, structure.unflatten(leaves))
-    np.testing.assert_array_equal(again.masks[t + 1][bad], again.masks[t][bad])
-    assert again.after_state.skipped[t - 1] == 0 if t else True
-    assert again.after_state.skipped[t] == bool(due)
-    for i in seen.chosen[1:]:
-        wanted = again.masks[t][i] if due and not row.layerwise else seen.masks[t + 1][i]
-        np.testing.assert_array_equal(again.masks[t + 1][i], wanted)
-    leaves = jax.tree.leaves(params)
-    leaves[bad] = jnp.asarray(leaves[bad]).at[(0,) * leaves[bad].ndim].set(jnp.inf)
-    again = observed(program, jax.tree.unflatten(structure, leaves), state, seen.grads)
-    first = min(due, default=0)
-    np.testing.assert_array_equal(again.masks[first + 1][bad], seen.masks[0][bad])
-    assert again.after_state.skipped[first] == bool(due)
+    t, lane, plain = max(due, default=5), lanes["gradient"], lanes["plain"]
+    assert (lane.skipped[t], lane.skipped[t + 1]) == (0, int(bool(due)))
+    assert not np.isfinite(lane.grads[t][0].astype(np.float32)).all()
+    np.testing.assert_array_equal(lane.masks[t + 1][0], lane.masks[t][0])
+    for i in range(1, len(lane.chosen)):  # a global ranking has one budget, so all leaves wait
+        wanted = plain.masks[t + 1][i] if row.layerwise else lane.masks[t][i]
+        np.testing.assert_array_equal(lane.masks[t + 1][i], wanted)
+    first, lane = min(due, default=0), lanes["weight"]
+    np.testing.assert_array_equal(lane.masks[first + 1][0], plain.masks[0][0])
+    assert lane.skipped[first + 1] == bool(due)
+    for good in ("plain", "seed", "other", "third", "late"):
+        assert lanes[good].skipped[-1] == 0
 
 
 def equations(jaxpr, inside=False):
@@ -204,102 +246,107 @@ def equations(jaxpr, inside=False):
             yield from equations(sub, inside or equation.primitive.name == "cond")
 
 
-def check_branch(row, tx, params, state, grads):
-    """Clause 8: selection only inside a branch whose predicate is one scalar, also under vmap and nested vmap."""
-    axes = 0
-    update = tx.update
-    args = (jax.tree.map(lambda g: g[0], grads), state, params)
-    for _ in range(3):
-        found = list(equations(jax.make_jaxpr(update)(*args).jaxpr))
-        conds = [e for e, inside in found if e.primitive.name == "cond" and not inside]
-        assert len(conds) == any(row.due(t) for t in range(STEPS))
-        assert all(cond.invars[0].aval.shape == () for cond in conds)
-        outside = {e.primitive.name for e, inside in found if not inside}
-        assert not outside & {"while", "scan", "sort", "top_k", "random_bits", "threefry2x32"}, outside
-        update = jax.vmap(update, axes)
-        args = jax.tree.map(lambda x: jnp.stack([x, x]), args)
+def check_branch(row, lane):
+    """Clause 8: selection only inside a branch whose predicate is one scalar, here under two nested vmaps.
 
-
-def sharded(params, mesh):
-    """The params on a mesh: kernels over both axes where these divide them."""
-
-    def place(leaf):
-        names = [None] * leaf.ndim
-        for name in ("x", "y"):
-            fits = [a for a in range(leaf.ndim) if names[a] is None and leaf.shape[a] % mesh.shape[name] == 0]
-            if fits and leaf.ndim > 1:
-                names[max(fits, key=lambda a: leaf.shape[a])] = name
-        return NamedSharding(mesh, PartitionSpec(*names))
-
-    return jax.tree.map(place, params)
+    The program does not depend on the sparsity either: `update` reads every count off the state.
+    """
+    grads = jax.tree.map(lambda g: g[0], lane.grads_tree)
+    args = jax.tree.map(lambda x: jnp.broadcast_to(x, (2, 2, *x.shape)), (grads, lane.state, lane.params))
+    traced = [jax.make_jaxpr(jax.vmap(jax.vmap(make(row, sparsity=s).update)))(*args) for s in (row.target, row.other)]
+    assert re.sub("0x[0-9a-f]+", "", str(traced[0])) == re.sub("0x[0-9a-f]+", "", str(traced[1]))
+    found = list(equations(traced[0].jaxpr))
+    conds = [e for e, inside in found if e.primitive.name == "cond" and not inside]
+    assert len(conds) == any(row.due(t) for t in range(STEPS))
+    assert all(cond.invars[0].aval.shape == () for cond in conds)
+    outside = {e.primitive.name for e, inside in found if not inside}
+    assert not outside & {"while", "scan", "sort", "top_k", "random_bits", "threefry2x32"}, outside
 
 
 def gathered(text):
     """How many elements the largest result of an all-gather or all-to-all has in a compiled program."""
-    shapes = re.findall(r"= \(?\w+\[([\d,]*)\][^=]*? (?:all-gather|all-to-all)(?:-start)?\(", text)
+    shapes = re.findall(r"\w+\[([\d,]*)\][^=\n]* (?:all-gather|all-to-all)(?:-start)?\(", text)
     return max([int(np.prod([int(n) for n in shape.split(",") if n])) for shape in shapes], default=0)
 
 
-def check_sharded(row, tx, seen, axis_type, lanes=0):
-    """Clause 6: the same masks on eight devices, with nothing of a leaf's size gathered."""
+def check_sharded(row, lane, axis_type):
+    """Clause 6: eight devices and no vmap give the lane's masks, from a state that went through the host; no leaf is gathered."""
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(axis_type,) * 2)
-    at = lambda tree, t: jax.tree.map(lambda x: jnp.asarray(x[t]), tree)
+    tx, places = make(row), placements(lane.params, mesh)
+    shard = min(weight.size for weight in lane.weights[0]) // 8
+    at = lambda tree, t: jax.tree.map(lambda x: x[t], tree)
     due = [t for t in range(1, STEPS) if row.due(t)] or [1]
-    params_like = sharded(seen.params, mesh)
-    shard = min(seen.weights[0][i].size for i in seen.chosen) // 8
     with jax.set_mesh(mesh):
-        init = jax.jit(tx.init)
-        placed = jax.device_put(copied(seen.params), params_like)
-        start = init(placed)
-        for i, mask in enumerate(flat(seen.params, start.masks)):
+        placed = jax.device_put(lane.params, places)
+        start = jax.jit(tx.init)(placed)
+        for mask, wanted, place in zip(flat(placed, start.masks), lane.every_mask[0], jax.tree.leaves(places), strict=True):
             if mask is not None:
-                np.testing.assert_array_equal(mask, seen.masks[0][i])
-                wanted = jax.tree.leaves(placed)[i].sharding
-                assert mask.sharding.is_equivalent_to(wanted, mask.ndim), f"{mask.sharding} is not {wanted}"
+                np.testing.assert_array_equal(mask, wanted)
+                assert mask.sharding.is_equivalent_to(place, mask.ndim), f"{mask.sharding} is not {place}"
         update = None
         for t in due[:2]:
-            params, state, grads = at(seen.after_params, t - 1), at(seen.after_state, t - 1), at(seen.grads, t)
-            like = jax.tree.map(lambda x: x.sharding, start)
-            params, grads, state = (jax.device_put(x, s) for x, s in ((params, params_like), (grads, params_like), (state, like)))
+            params, grads = jax.device_put((at(lane.after_params, t - 1), at(lane.grads_tree, t)), (places, places))
+            state = jax.device_put(at(lane.after_state, t - 1), jax.tree.map(lambda x: x.sharding, start))
             if update is None:
                 update = jax.jit(tx.update).lower(grads, state, params).compile()
                 assert gathered(update.as_text()) < shard
             _, state = update(grads, state, params)
-            for i, mask in enumerate(flat(seen.params, state.masks)):
+            for mask, wanted in zip(flat(placed, state.masks), lane.every_mask[t + 1], strict=True):
                 if mask is not None:
-                    np.testing.assert_array_equal(mask, seen.masks[t + 1][i], err_msg=f"step {t}")
-
-
-def check_lanes(row, params, seen, program):
-    """Clause 5 and 6: vmap over seeds gives each lane what its seed gives alone; random methods differ between lanes."""
-    seeds = jnp.arange(2, 4)
-    start = jax.vmap(lambda seed: make(row, seed=seed).init(params))(seeds)
-    tx = make(row)
-    lanes = jax.jit(jax.vmap(run(tx), in_axes=(None, 0, None)))
-    (_, last), _ = lanes(params, start, seen.grads)
-    alone = observed(program, params, make(row, seed=2).init(params), seen.grads)
-    for lane, single in ((0, alone), (1, seen)):
-        for i in seen.chosen:
-            np.testing.assert_array_equal(flat(params, start.masks)[i][lane], single.masks[0][i])
-            np.testing.assert_array_equal(flat(params, last.masks)[i][lane], single.masks[-1][i])
-    return alone
+                    np.testing.assert_array_equal(mask, wanted, err_msg=f"step {t}")
 
 
 @pytest.mark.parametrize("name", ROWS)
 def test_contract(name):
     row = ROWS[name]
-    tx = make(row)
-    params = FORMS[row.form](arrays(row.dtype))
-    state = tx.init(params)
-    grads = gradients(params, 1)
-    program = jax.jit(run(tx), donate_argnums=(0, 1))
-    seen = observed(program, params, state, grads)
-    check_zeros(seen)
-    check_counts(row, seen, row.target)
-    check_masks(row, seen, row.target)
-    check_inner(row, seen)
-    check_non_finite(row, program, params, state, seen)
-    check_branch(row, tx, params, state, grads)
-    check_lanes(row, params, seen, program)
-    for axis_type in (AxisType.Auto, AxisType.Explicit):
-        check_sharded(row, tx, seen, axis_type)
+    lanes = lanes_of(row)
+    for lane in ("plain", "seed", "other", "third", *(["late"] if row.constant else [])):
+        check_zeros(lanes[lane])
+        check_counts(row, lanes[lane])
+        check_masks(row, lanes[lane])
+    check_inner(row, [lanes["plain"], lanes["other"]])
+    check_lanes(row, lanes)
+    check_non_finite(row, lanes)
+    check_branch(row, lanes["plain"])
+    check_sharded(row, lanes["plain"], AxisType.Auto if list(ROWS).index(name) % 2 else AxisType.Explicit)
+
+
+def fresh_values(cell, params):
+    """For each shape, the values that the inner optimizer's init gives to params-shaped leaves of a zero weight."""
+    state = EVERY_INNER[cell.inner]().init(jax.tree.map(jnp.zeros_like, params))
+    found = {}
+    for leaf in jax.tree.leaves(state):
+        found.setdefault(jnp.shape(leaf), set()).add(float(jnp.ravel(leaf)[0]) if jnp.size(leaf) else 0.0)
+    return found
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: "-".join(map(str, cell)).replace(" ", "_"))
+def test_composition(cell):
+    """Clauses 1, 2, 4 and 5 where an inner optimizer, an outer wrapper, a module system, a dtype and devices meet."""
+    params, last, first, state, compiled = trained(cell)
+    assert compiled == 1
+    types = lambda tree: [(x.shape, x.dtype, x.aval.weak_type) for x in jax.tree.leaves(tree)]
+    assert types(first) == types(state) and jax.tree.structure(first) == jax.tree.structure(state)
+    masks = jax.tree.leaves(sparsejax.get_masks(state))
+    kernels = [leaf for leaf in jax.tree.leaves(last) if leaf.ndim > 1 and leaf.size > 32]
+    assert [mask.shape for mask in masks] == [kernel.shape for kernel in kernels]
+    for mask, kernel in zip(masks, kernels, strict=True):
+        assert (np.asarray(kernel)[~np.asarray(mask)] == 0).all()
+    sizes, counts = [mask.size for mask in masks], [int(mask.sum()) for mask in masks]
+    if cell.method in ("one_shot", "gmp"):
+        assert counts == [oracles.kept(size, 0.5) for size in sizes]
+    else:
+        densities = oracles.erk([mask.shape for mask in masks], 0.5)
+        assert counts == [oracles.kept(n, 1 - density) for n, density in zip(sizes, densities, strict=True)]
+        before = jax.tree.leaves(sparsejax.get_masks(first))
+        assert all((a != b).any() for a, b in zip(before, masks, strict=True))
+    for old, new in zip(jax.tree.leaves(params), jax.tree.leaves(last), strict=True):
+        assert np.isfinite(new.astype(jnp.float32)).all()
+        assert (old != new).any()
+    fresh = fresh_values(cell, params)
+    (sparse,) = (s for s in jax.tree.leaves(state, is_leaf=lambda s: isinstance(s, sparsejax.SparseState)) if hasattr(s, "masks"))
+    for leaf in jax.tree.leaves(sparse.inner_state):
+        for mask in masks:
+            if jnp.shape(leaf) == mask.shape:
+                off = np.asarray(leaf, np.float32)[~np.asarray(mask)]
+                assert all(np.isclose(off, value).all() for value in fresh[mask.shape]) or set(np.unique(off)) <= fresh[mask.shape]

@@ -49,7 +49,9 @@ def test_digits_split_is_a_partition_of_the_source():
 def test_digits_split_depends_on_its_seed_alone():
     first, again, other = digits(), digits("ignored"), digits(split_seed=1)
     np.testing.assert_array_equal(first.test_x, again.test_x)
-    np.testing.assert_array_equal(first.test_y[:10], [1, 4, 4, 6, 3, 6, 4, 8, 4, 9])  # the split that results were published on
+    np.testing.assert_array_equal(
+        first.test_y[:10], [1, 4, 4, 6, 3, 6, 4, 8, 4, 9]
+    )  # the split that results were published on
     assert (first.test_y != other.test_y).any()
 
 
@@ -126,13 +128,13 @@ def test_damaged_mnist_is_one_line_that_names_the_file(tmp_path, case):
 
 @pytest.mark.parametrize("where", ["", "/no/such/place"])
 def test_missing_data_dir_names_the_field(where):
-    with pytest.raises(ValueError, match="^data_dir: "):
+    with pytest.raises(ValueError, match=r"^data_dir: "):
         mnist(where)
 
 
 @pytest.mark.parametrize("zipped", [False, True])
 def test_fuzzed_idx_gives_the_array_or_one_line(tmp_path, zipped):
-    """Random cuts, flips, insertions: the reader returns an array of what the header says, or raises a ValueError naming the file."""
+    """Random cuts, flips, insertions: the reader returns an array, or raises a ValueError that names the file."""
     rng = np.random.default_rng(1)
     array = rng.integers(0, 10, (6, 3, 4), dtype=np.uint8)
     whole = gzip.compress(idx_bytes(array), mtime=0) if zipped else idx_bytes(array)

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparsejax.training import loop, resolve
+from sparsejax.training import resolve
 from sparsejax.training.checkpoint import Checkpoints
+from sparsejax.training.trial import prepare
 
 CONFIG = {
     "method": "rigl",
@@ -30,8 +31,9 @@ CONFIG = {
 }
 STEPS = 84
 
-# A line for each chunk; and, if asked, SIGKILL from inside at the n-th time that Python opens, makes, renames or removes something in the
-# run's directory: in the middle of writing a checkpoint, its seal, config.json, metrics.jsonl.
+# A line for each chunk; and, if asked, SIGKILL from inside at the n-th time that Python opens, makes, renames or
+# removes something in the run's directory: in the middle of writing a checkpoint, its seal, config.json,
+# metrics.jsonl.
 SCRIPT = """
 import json, os, signal, sys
 config, workdir, die_at = json.loads(sys.argv[1]), sys.argv[2], int(sys.argv[3])
@@ -85,7 +87,7 @@ def reference(start, tmp_path_factory):
 def outcome(workdir):
     """Everything that must be identical: the bits of the final state, metrics.jsonl, the result without its times."""
     checkpoints = Checkpoints(workdir / "checkpoints", keep=9)
-    step, state = checkpoints.restore(loop.prepare(resolve(CONFIG)).like)
+    step, state = checkpoints.restore(prepare(resolve(CONFIG)).like)
     checkpoints.close()
     assert step == STEPS
     words = lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x

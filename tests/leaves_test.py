@@ -42,7 +42,7 @@ class Network(nn.Module):
 
     @nn.compact
     def __call__(self, tokens, image):
-        x = nn.Embed(11, 8)(tokens) + self.param("pos_kernel", nn.initializers.normal(), (3, 8))
+        x = nn.Embed(11, 8)(tokens) + self.param("pos_kernel", nn.initializers.normal(), (1, 3, 8))
         layers = nn.scan(Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=4)
         x, _ = layers(name="layers")(x, None)
         y = nn.ConvTranspose(3, (2, 2))(nn.BatchNorm(use_running_average=True)(nn.Conv(3, (3, 3))(image)))
@@ -118,7 +118,7 @@ def test_equinox_leaves():
 
 def test_names_and_types():
     kernel = jnp.ones((4, 4))
-    for path in ("kernel", "a/kernel_v", "a/0/weight", "a/weight_hh", "a/w", "Composed/transpose/kernel"):
+    for path in ("kernel", "a/kernel_v", "a/0/weight", "a/weight_hh", "a/w", "ConvTranspose_0/kernel"):
         assert default_where(path, kernel), path
     dense = ("a/kernels/x", "a/bias", "a/W", "wpos/w", "token_Embedder/kernel", "abs_pos/kernel", "posemb_input/w")
     for path in (*dense, "BatchNorm_0/kernel", "position/kernel", "relPos/kernel", "rel_position_bias/weight"):
@@ -165,7 +165,7 @@ def test_a_glob_that_matches_nothing_is_named_with_the_nearest_path(where):
 def test_a_predicate_that_matches_nothing_says_why():
     with pytest.raises(ValueError, match=r"matches none of the 2 leaves \(b \(3,\): 1 axes.*embed/kernel.*'embed'"):
         select_leaves({"b": jnp.ones(3), "embed": {"kernel": jnp.ones((3, 3))}})
-    with pytest.raises(ValueError, match="refused.*only"):
+    with pytest.raises(ValueError, match=r"refused.*only"):
         select_leaves({"kernel": jnp.ones((3, 3))}, lambda path, array: False)
     with pytest.raises(ValueError, match="matches none of the 7 leaves"):
         select_leaves(TREE, only())

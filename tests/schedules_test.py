@@ -107,7 +107,7 @@ def test_a_ramp_follows_the_cubic_rule_and_ends_exactly_on_its_target(plan, begi
     grid = range(begin, until, every)
     np.testing.assert_allclose(values[:-1], [share(t) for t in grid], rtol=0, atol=1e-15)
     assert values[-1] == 1.0
-    assert all(a < b for a, b in zip(values, values[1:], strict=False))
+    assert (np.diff(values) > 0).all()
     index = over_steps(lambda step: ramp_index(plan, step))
     for i, t in enumerate(grid):
         assert index[t] == i
@@ -179,7 +179,7 @@ def test_plans_without_changes():
 def test_large_steps_are_exact():
     """float32 would round these steps."""
     plan = (rewire(1_000_001, 0.3),)
-    steps = np.array([2_000_002_000 + step for step in (1, 2, 3)])
+    steps = np.array([2_000_002_000 + step for step in (-1, 0, 1)])
     assert updates(plan, steps) == [1]
     ramp = (dense(2_000_000_000), gradual(2_000_000_007, 3))
     assert updates(ramp, 2_000_000_000 + np.arange(9)) == [3, 6, 7]

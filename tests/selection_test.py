@@ -86,7 +86,7 @@ def test_every_count_keeps_what_a_stable_sort_keeps(dtype):
 @given(data=st.data())
 def test_any_scores_keep_what_a_stable_sort_keeps(dtype, data):
     values = special(dtype)
-    shape = data.draw(st.sampled_from(SHAPES))
+    shape = data.draw(st.sampled_from(SHAPES if dtype == np.float32 else SHAPES[1:2]))
     picks = data.draw(st.lists(st.integers(0, len(values) - 1), min_size=24, max_size=24))
     k = data.draw(st.integers(0, 24))
     scores = values[picks].reshape(shape)

@@ -28,7 +28,8 @@ def digits(data_dir: str = "", *, test_size: int = 360, split_seed: int = 0) -> 
     images, labels = bunch.images.astype(np.uint8), bunch.target.astype(np.int32)
     if not 0 < test_size < len(labels):
         raise ValueError(f"test_size: {test_size} is not in 1..{len(labels) - 1}")
-    # Philox by name: NumPy promises the stream of a bit generator, and `permutation` is built on bounded integers of it.
+    # Philox by name: NumPy promises the stream of a bit generator, and `permutation` is built on bounded integers of
+    # it.
     order = np.random.Generator(np.random.Philox(split_seed)).permutation(len(labels))
     test, train = order[:test_size], order[test_size:]
     return Dataset(images[train], labels[train], images[test], labels[test], classes=10, offset=0.0, scale=1 / 16)

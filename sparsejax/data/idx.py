@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-# A header may promise any size; nothing is allocated by its word. What a gzip unpacks to is bounded by what was promised.
+# A header may promise any size; nothing is allocated by its word. What a gzip unpacks to is bounded by what was
+# promised.
 _UBYTE = 0x08
 
 

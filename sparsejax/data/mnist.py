@@ -23,16 +23,16 @@ def mnist(data_dir: str = "") -> Dataset:
         raise ValueError("data_dir: is empty; mnist needs the directory of its four IDX files")
     folder = Path(data_dir)
     if not folder.is_dir():
-        raise ValueError(f"data_dir: {str(data_dir)!r} is not a directory; mnist needs the directory of its four IDX files")
+        raise ValueError(
+            f"data_dir: {str(data_dir)!r} is not a directory; mnist needs the directory of its four IDX files"
+        )
     train_x, train_y = _half(folder, "train")
     test_x, test_y = _half(folder, "t10k")
     if train_x.shape[1:] != test_x.shape[1:]:
         raise ValueError(
             f"{folder}: train images are {train_x.shape[1:]}, test images are {test_x.shape[1:]}; expected the same"
         )
-    return Dataset(
-        train_x, train_y, test_x, test_y, classes=10, offset=0.1307 * 255, scale=1 / (0.3081 * 255)
-    )
+    return Dataset(train_x, train_y, test_x, test_y, classes=10, offset=0.1307 * 255, scale=1 / (0.3081 * 255))
 
 
 def _half(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -98,11 +98,11 @@ def _one_series(ax: Axes, rows: Sequence[Row], look: style.Look, spaced) -> None
         ax.axhline(means[0], color=look.color, ls=(0, (5, 3)), lw=1.4, label=rows[0].series)
         return
     xs = [_log_density(row.sparsity) for row in rows]
-    if len(xs) > 1:
+    if len(xs) > 2:
         ax.fill_between(xs, lows, highs, color=look.color, alpha=0.1, lw=0)
         for edge in (lows, highs):  # so that bands that overlap can be told apart
             ax.plot(xs, edge, color=look.color, lw=0.8, alpha=0.5)
-    else:
+    else:  # a band between two points would say more than was measured
         ax.vlines(xs, lows, highs, color=look.color, lw=6, alpha=0.2)
     for x, row in zip(xs, rows):
         values = [spaced(value) for value in row.accuracy]

@@ -1,8 +1,9 @@
 """Checkpoints of the whole train state: the only file that knows orbax.
 
-Orbax writes a checkpoint to a temporary folder and renames it, so that a kill leaves a whole one or none. It does not notice every
-damage that a disk or a copy does later; so when it is done, a seal is put into the folder, a file with the checksum of every other file
-and the shape of every array. A folder whose seal is missing or does not fit is never given to orbax. Nothing is pickled.
+Orbax writes a checkpoint to a temporary folder and renames it, so that a kill leaves a whole one or none. It does not
+notice every damage that a disk or a copy does later; so when it is done, a seal is put into the folder, a file with
+the checksum of every other file and the shape of every array. A folder whose seal is missing or does not fit is never
+given to orbax. Nothing is pickled.
 """
 
 import hashlib
@@ -62,7 +63,9 @@ class Checkpoints:
                 shutil.rmtree(aside, ignore_errors=True)
                 folder.rename(aside)
                 warnings.warn(
-                    f"checkpoint {folder} is damaged and skipped (now {aside.name}): {reason}", RuntimeWarning, stacklevel=2
+                    f"checkpoint {folder} is damaged and skipped (now {aside.name}): {reason}",
+                    RuntimeWarning,
+                    stacklevel=2,
                 )
         return None
 
@@ -117,7 +120,7 @@ class Checkpoints:
 
 
 def _uncommitted(leaf: jax.Array) -> jax.Array:
-    """A copy that is not pinned to a device, like a fresh state: or else every program would be compiled a second time for it."""
+    """A copy that is not pinned to a device, as a fresh state is not: for a pinned one, jit compiles a second time."""
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return jax.random.wrap_key_data(_uncommitted(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
     return jnp.array(jax.device_get(leaf))

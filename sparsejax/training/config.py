@@ -1,8 +1,8 @@
 """A run's config: its fields with their defaults, and the check of everything that a user can mistype.
 
 `resolve` turns a `ConfigDict` (or a dict) into the plain dict that is written to config.json: every field present,
-references followed, `seeds` a list, `method_args` and `data` cut to what this method and this data set take. Nothing on disk
-is touched before it has passed.
+references followed, `seeds` a list, `method_args` and `data` cut to what this method and this data set take. Nothing
+on disk is touched before it has passed.
 """
 
 import ast
@@ -58,8 +58,8 @@ def default_config() -> ConfigDict:
 def with_options(config: ConfigDict, arg: str) -> ConfigDict:
     """Applies `arg` = "key=value,key=value" (dots reach nested fields) to `config`, and returns it.
 
-    Values are Python literals, or else strings: `epochs=5,method=set,model_args.features=(32,16)`. Fields that are computed from
-    others follow them.
+    Values are Python literals, or else strings: `epochs=5,method=set,model_args.features=(32,16)`. Fields that are
+    computed from others follow them.
 
     Raises:
       ConfigError: for an item without "=", an unknown key, or a value of the wrong type.
@@ -118,8 +118,8 @@ def unknown(field: str, value: object, known: Iterable[str]) -> str:
 def resolve(config: ConfigDict | Mapping[str, Any]) -> Resolved:
     """The checked config as a plain dict that survives a round trip through JSON.
 
-    `method_args` may hold arguments of several methods, so that one config serves a sweep over them: each method takes those that
-    it has; a name that no method has is an error.
+    `method_args` may hold arguments of several methods, so that one config serves a sweep over them: each method
+    takes those that it has; a name that no method has is an error.
 
     Raises:
       ConfigError: one line that names the first wrong field, its value and what is allowed.
@@ -144,7 +144,9 @@ def resolve(config: ConfigDict | Mapping[str, Any]) -> Resolved:
     try:
         return json.loads(json.dumps(out))
     except TypeError as error:
-        raise ConfigError(f"config: only numbers, strings, lists and true, false, null can be written to config.json: {error}") from error
+        raise ConfigError(
+            f"config: only numbers, strings, lists and true, false, null can be written to config.json: {error}"
+        ) from error
 
 
 def _choices() -> dict[str, Iterable[str]]:
@@ -166,7 +168,7 @@ def _checked(field: str, value: Any, rule: _Rule) -> Any:
     kinds = kind if isinstance(kind, tuple) else (kind,)
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds) or not test(value):
         raise ConfigError(f"{field}: {value!r} is not {words}")
-    return float(value) if float in kinds else value
+    return float(value) if isinstance(value, int) and float in kinds else value
 
 
 def _seeds(seeds: int | list) -> list[int]:

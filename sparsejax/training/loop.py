@@ -1,90 +1,32 @@
 """The training loop of one trial: all its seeds at once, resumable at every chunk.
 
-The steps are cut into chunks on a fixed grid; a chunk is one dispatch. The report of a chunk is read after the next one is under way,
-so that the device does not wait for the host. Checkpoints lie on the grid, hold the whole state, and are made only after every loss up
-to them was seen to be finite.
+The steps are cut into chunks on a fixed grid; a chunk is one dispatch. The report of a chunk is read after the next
+one is under way, so that the device does not wait for the host. Checkpoints lie on the grid, hold the whole state,
+and are made only after every loss up to them was seen to be finite.
 """
 
 import contextlib
+import json
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from functools import lru_cache
-from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from sparsejax import flops
-from sparsejax.data import DATASETS, Dataset
-from sparsejax.leaves import named_leaves, select_leaves
 from sparsejax.training import records
 from sparsejax.training.checkpoint import Checkpoints
-from sparsejax.training.config import Resolved, resolve
-from sparsejax.training.errors import ConfigError, Preempted
-from sparsejax.training.evaluation import TestSet, make_test_set
-from sparsejax.training.methods import make_transform, update_every
+from sparsejax.training.config import resolve
+from sparsejax.training.errors import Preempted
 from sparsejax.training.metrics import MetricsWriter, write_json
-from sparsejax.training.programs import Programs, example_shape, get_programs, make_model, mask_report
 from sparsejax.training.run_dir import finished, opened
-from sparsejax.training.state import TrainState, init_state, masks_by_path
+from sparsejax.training.state import TrainState
+from sparsejax.training.trial import Trial, prepare
 
 Progress = Callable[[int, int, dict[str, Any]], None]
-
-
-class Grid(NamedTuple):
-    """The fixed grid of steps: where chunks end, where to evaluate, where to save.
-
-    Attributes:
-      chunk: most steps in one dispatch.
-      update: steps between mask updates.
-      epoch: steps of an epoch.
-      evaluate: steps between evaluations, a multiple of `epoch`.
-      save: steps between checkpoints, a multiple of `epoch`; 0: only at the end.
-      total: steps of the run.
-    """
-
-    chunk: int
-    update: int
-    epoch: int
-    evaluate: int
-    save: int
-    total: int
-
-    def after(self, step: int) -> int:
-        """The end of the chunk that begins at `step`.
-
-        Masks change in the step that follows a multiple of `update`; chunks end right after it, so that a chunk sees one update at
-        most, and what it reports about masks holds from its last step on.
-        """
-        next_update = lambda every: (step - 1) // every * every + every + 1
-        return min(next_update(self.chunk), next_update(self.update), step // self.epoch * self.epoch + self.epoch)
-
-    def evaluates(self, step: int) -> bool:
-        return step == self.total or step % self.evaluate == 0
-
-    def saves(self, step: int) -> bool:
-        return step == self.total or (self.save > 0 and step % self.save == 0)
-
-
-class Trial(NamedTuple):
-    """All that a run needs and that does not change; made before anything is written."""
-
-    config: Resolved
-    grid: Grid
-    programs: Programs
-    train_x: jax.Array
-    train_y: jax.Array
-    test: TestSet
-    seeds: jax.Array
-    init: Callable[[], tuple[TrainState, dict[str, Any]]]
-    like: TrainState
-    sizes: dict[str, int]
-    layers: dict[str, int]
 
 
 def train(
@@ -92,13 +34,14 @@ def train(
 ) -> dict[str, Any]:
     """Trains one trial in `workdir`, or resumes it there, and returns its result (also in result.json).
 
-    A run killed at any instant and started again ends with the same bits as one that was not. On SIGTERM the chunk under way is
-    finished and saved.
+    A run killed at any instant and started again ends with the same bits as one that was not. On SIGTERM the chunk
+    under way is finished and saved.
 
     Args:
       config: fields as in `default_config`; missing ones take their defaults.
       workdir: the run's directory; made when everything in the config has been checked.
-      on_progress: called as on_progress(done_steps, total_steps, last_metrics), with loss, lr and accuracy per seed in the last.
+      on_progress: called as on_progress(done_steps, total_steps, last_metrics); the last is a dict with loss and
+        accuracy per seed and lr.
 
     Raises:
       ConfigError: the config is wrong, differs from the one in workdir, or another process trains there.
@@ -116,57 +59,6 @@ def train(
         if (result := finished(workdir, resolved)) is not None:
             return result
         return _run(trial, workdir, on_progress or (lambda done, total, last: None))
-
-
-def prepare(config: Resolved) -> Trial:
-    """Loads the data and builds the programs of a resolved config; nothing is compiled yet, and nothing written.
-
-    Raises:
-      ConfigError: as `train`.
-    """
-    dataset, train_x, train_y, test = _load(config["dataset"], config["data_dir"], tuple(sorted(config["data"].items())))
-    epoch = len(dataset.train_y) // config["batch_size"]  # the incomplete last batch of an epoch is dropped
-    if epoch == 0:
-        raise ConfigError(f"batch_size: {config['batch_size']} is more than the {len(dataset.train_y)} training examples")
-    total = epoch * config["epochs"]
-    chunk = config["chunk_steps"]
-    evaluate, save = epoch * config["eval_every_epochs"], epoch * config["checkpoint_every_epochs"]
-    grid = Grid(chunk, update_every(config) or chunk, epoch, evaluate, save, total)
-    seeds = jnp.asarray(config["seeds"], jnp.int32)
-    try:
-        programs = get_programs(config, dataset, epoch)
-        transform = lambda seed: make_transform(config, total, sparsity=config["sparsity"], seed=seed)
-        init_all = lambda params: init_state(transform, params, seeds)
-        like_params = jax.eval_shape(programs.init_params, seeds)
-        like = jax.eval_shape(init_all, like_params)
-    except ConfigError:
-        raise
-    except (ValueError, TypeError) as error:  # from the model, the method or its patterns: a refusal names the leaf and the value
-        raise ConfigError(f"method {config['method']!r}, model {config['model']!r}: {error}") from error
-    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), like_params)
-    model = make_model(config, dataset)
-    layers = flops.layer_flops(lambda params, x: model.apply({"params": params}, x), one, example_shape(dataset))
-    masked = masks_by_path(like.opt_state) or {path: None for path, _ in named_leaves(select_leaves(one))}
-    sizes = {path: prod(leaf.shape) for path, leaf in named_leaves(one) if path in masked}
-
-    def state_and_report(params):
-        state = init_all(params)
-        return state, mask_report(state, masks_by_path(state.opt_state))
-
-    # It runs once, so it is compiled in a hurry: half the time.
-    start = jax.jit(state_and_report, compiler_options={"xla_backend_optimization_level": 1})
-    init = lambda: start(programs.init_params(seeds))
-    return Trial(config, grid, programs, train_x, train_y, test, seeds, init, like, sizes, layers)
-
-
-@lru_cache(maxsize=2)
-def _load(name: str, data_dir: str, args: tuple) -> tuple[Dataset, jax.Array, jax.Array, TestSet]:
-    """The data set on the host and on the device; trials of a sweep share it."""
-    try:
-        dataset = DATASETS[name](data_dir, **dict(args))
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"dataset {name!r}: {error}") from error
-    return dataset, jnp.asarray(dataset.train_x), jnp.asarray(dataset.train_y), make_test_set(dataset.test_x, dataset.test_y)
 
 
 def _run(trial: Trial, workdir: Path, on_progress: Progress) -> dict[str, Any]:
@@ -197,9 +89,7 @@ def _run(trial: Trial, workdir: Path, on_progress: Progress) -> dict[str, Any]:
 
 
 def _seconds_so_far(workdir: Path) -> float:
-    """What earlier processes spent on this run, up to their last checkpoint; times are no part of what must be identical."""
-    import json
-
+    """What earlier processes spent on this run, up to their last checkpoint. Not part of what must be identical."""
     try:
         return float(json.loads((workdir / "timing.json").read_text())["seconds"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -238,7 +128,7 @@ def _write(trial: Trial, writer: MetricsWriter, on_progress: Progress, step: int
     if records.changed(report["masks"]):
         writer.write(records.masks_record(step, report["masks"], trial.sizes))
     if scores is not None:
-        writer.write(records.eval_record(step, epoch, *scores, trial.test.size))
+        writer.write(records.eval_record(step, epoch, scores, trial.test.size))
     on_progress(step, trial.grid.total, _last_metrics(writer.records))
 
 

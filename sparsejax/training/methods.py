@@ -52,10 +52,14 @@ def method_arguments(name: str) -> set[str]:
     return set(inspect.signature(METHODS[name]).parameters) - _NOT_IN_CONFIGS
 
 
-def update_every(config: Mapping[str, Any]) -> int | None:
-    """Steps between two mask updates, from the config or else the method's default; None if the method has no such grid."""
-    default = inspect.signature(METHODS[config["method"]]).parameters.get("update_every")
-    return config["method_args"].get("update_every", default.default) if default else None
+def update_grid(config: Mapping[str, Any]) -> tuple[int, int] | None:
+    """(start, every) of the mask updates, from the config or else the method's defaults; None without such a grid."""
+    parameters = inspect.signature(METHODS[config["method"]]).parameters
+    if "update_every" not in parameters:
+        return None
+    default = {name: parameters[name].default for name in ("update_start", "update_every") if name in parameters}
+    values = default | config["method_args"]
+    return values.get("update_start", 0), values["update_every"]
 
 
 def make_transform(config: Mapping[str, Any], total_steps: int, *, sparsity: float, seed: Any = 0):

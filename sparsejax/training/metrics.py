@@ -47,8 +47,8 @@ def _lines(path: Path) -> list[tuple[Record, str]]:
 class MetricsWriter:
     """Appends records to metrics.jsonl, and keeps them for the result.
 
-    On opening, the file is cut back to the records at or before `step`: what a killed run wrote after its last checkpoint is
-    written again, bit for bit.
+    On opening, the file is cut back to the records at or before `step`: what a killed run wrote after its last
+    checkpoint is written again, bit for bit.
     """
 
     def __init__(self, path: Path, step: int):

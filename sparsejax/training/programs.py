@@ -1,8 +1,9 @@
 """The compiled programs of a trial, and which trials share them.
 
-A method's `update` reads every count off its state, so trials that differ only in sparsity, seeds or how often they evaluate run the
-same programs. Many steps are one dispatch, a loop whose trip count is an argument: one compilation serves chunks of every length, and a
-step is the same machine code wherever its chunk began, which is one half of resuming bit for bit (the other is a fixed grid).
+A method's `update` reads every count off its state, so trials that differ only in sparsity, seeds or how often they
+evaluate run the same programs. Many steps are one dispatch, a loop whose trip count is an argument: one compilation
+serves chunks of every length, and a step is the same machine code wherever its chunk began, which is one half of
+resuming bit for bit (the other is a fixed grid).
 """
 
 import json
@@ -25,8 +26,8 @@ class Programs(NamedTuple):
 
     Attributes:
       init_params: seeds (S,) -> stacked params.
-      permute: (seeds (S,), epoch) -> int32 (S, N): the order of that epoch's examples, a function of seed and epoch alone.
-      chunk: (state, x, y, order, steps) -> (state, report); donates the state. Must not cross the end of an epoch.
+      permute: (seeds (S,), epoch) -> int32 (S, N), the order of that epoch's examples: a function of these alone.
+      chunk: (state, x, y, order, steps) -> (state, report); donates the state, ends within the epoch.
       evaluate: (params, x, y, real) -> (sum of losses (S,), right answers (S,)).
     """
 
@@ -38,7 +39,8 @@ class Programs(NamedTuple):
 
 # These fields change what a program is fed or when it is called, not the program.
 _FREE_FIELDS = {
-    "sparsity", "seeds", "eval_every_epochs", "checkpoint_every_epochs", "keep_checkpoints", "chunk_steps", "stop_on_nonfinite",
+    "sparsity", "seeds", "eval_every_epochs", "checkpoint_every_epochs", "keep_checkpoints", "chunk_steps",
+    "stop_on_nonfinite",
 }  # fmt: skip
 _MODEL_FIELDS = ("model", "model_args", "dataset", "data_dir", "data")
 _MOST_CACHED = 32
@@ -66,7 +68,7 @@ def _cached(key: str, make: Callable[[], Any]) -> Any:
 
 def make_model(config: Mapping[str, Any], dataset: Dataset) -> Any:
     """The Linen module that a resolved config names."""
-    arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in config["model_args"].items()}
+    arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config["model_args"].items()}
     return MODELS[config["model"]](classes=dataset.classes, **arguments)
 
 
@@ -132,7 +134,7 @@ def _make_chunk(config: Mapping[str, Any], dataset: Dataset, steps_per_epoch: in
 
 
 def _ever(ever_active: dict[str, jax.Array], opt_state: Any) -> dict[str, jax.Array]:
-    # Once a chunk is enough: masks change in its last step alone, see Grid.after.
+    # Once a chunk is enough: weights grow in its last step alone, see Grid.after.
     return {path: ever_active[path] | mask for path, mask in masks_by_path(opt_state).items()}
 
 
@@ -143,9 +145,9 @@ def _all_finite(params: Any) -> jax.Array:
 
 
 def mask_report(state: TrainState, before: dict[str, jax.Array]) -> dict[str, Any]:
-    """Counts over the masks of a stacked state: {path: int32 (S,)} under "kept", "grown", "dropped", "ever"; "skipped" (S,).
+    """Counts over the masks of a stacked state; empty for a dense run.
 
-    Empty for a dense run.
+    {path: int32 (S,)} under "kept", "grown" and "dropped" (against `before`), "ever" (active); "skipped": int32 (S,).
     """
     sparse = sparse_state(state.opt_state)
     if sparse is None:

@@ -1,6 +1,7 @@
 """What a chunk reports, as records of metrics.jsonl; the check that a loss is finite; the result of a run."""
 
 import datetime
+import itertools
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ import numpy as np
 
 from sparsejax import flops
 from sparsejax.training.errors import NonFiniteLoss
-from sparsejax.training.methods import update_every
+from sparsejax.training.methods import update_grid
 from sparsejax.training.metrics import Record
 
 
@@ -27,14 +28,22 @@ def train_record(step: int, epoch: float, report: Mapping[str, Any]) -> Record:
     return {"kind": "train", "step": step, "epoch": epoch, "loss": floats(report["loss"]), "lr": lr}
 
 
-def eval_record(step: int, epoch: float, loss: Any, right: Any, size: int) -> Record:
+def eval_record(step: int, epoch: float, scores: tuple[Any, Any], size: int) -> Record:
     """{"kind": "eval", ...}: mean loss and fraction of right answers on the test set, per seed."""
+    loss, right = scores
     accuracy = [int(count) / size for count in right]
-    return {"kind": "eval", "step": step, "epoch": epoch, "split": "test", "loss": floats(loss / np.float32(size)), "accuracy": accuracy}
+    return {
+        "kind": "eval",
+        "step": step,
+        "epoch": epoch,
+        "split": "test",
+        "loss": floats(loss / np.float32(size)),
+        "accuracy": accuracy,
+    }
 
 
 def masks_record(step: int, report: Mapping[str, Any], sizes: Mapping[str, int]) -> Record:
-    """{"kind": "masks", ...}: densities, what grew and was dropped, exploration R_s: the fraction of weights ever active.
+    """{"kind": "masks", ...}: densities, what grew and was dropped, exploration R_s (the fraction ever active).
 
     Args:
       step: after how many training steps.
@@ -68,11 +77,18 @@ def check_finite(report: Mapping[str, Any], step: int, seeds: Sequence[int]) -> 
             value = report["bad"]["loss"][index]
             raise NonFiniteLoss(f"loss is {value} at step {bad_step} (seed {seed}); the last good checkpoint is kept")
         if not report["finite"][index]:
-            raise NonFiniteLoss(f"a parameter is not finite at step {step} (seed {seed}); the last good checkpoint is kept")
+            raise NonFiniteLoss(
+                f"a parameter is not finite at step {step} (seed {seed}); the last good checkpoint is kept"
+            )
 
 
 def make_result(
-    config: Mapping[str, Any], records: Sequence[Record], *, steps: int, sizes: Mapping[str, int], layers: Mapping[str, int]
+    config: Mapping[str, Any],
+    records: Sequence[Record],
+    *,
+    steps: int,
+    sizes: Mapping[str, int],
+    layers: Mapping[str, int],
 ) -> dict[str, Any]:
     """The content of result.json, without the time taken.
 
@@ -86,7 +102,7 @@ def make_result(
     final = next(r for r in reversed(records) if r["kind"] == "eval")
     masks = [r for r in records if r["kind"] == "masks"]
     ones = [1.0] * len(config["seeds"])
-    density = masks[-1]["density"] if masks else {path: ones for path in sizes}
+    density = masks[-1]["density"] if masks else dict.fromkeys(sizes, ones)
     kept = [round(sum(density[path][index] * size for path, size in sizes.items())) for index in range(len(ones))]
     return {
         "method": config["method"],
@@ -117,17 +133,17 @@ def relative_training_flops(
 ) -> float:
     """Training FLOPs over those of the dense net, with the densities that the run really had.
 
-    A record at step n tells the density since the record before it, up to a chunk: it counts from its own step on.
+    The densities of a record count from its step on, as the chunk before it ended with the update.
     """
     if not masks:
         return 1.0
     dense = sum(layers.values())
     starts = [record["step"] for record in masks] + [steps]
-    durations = [after - start for start, after in zip(starts, starts[1:], strict=False)]
+    durations = [after - start for start, after in itertools.pairwise(starts)]
     forward = [flops.inference_flops(layers, _mean_density(record["density"])) for record in masks]
     mean = flops.gradual_training(forward, durations)
-    if config["method"] == "rigl":
-        mean = flops.rigl_training(mean / 3, dense, update_every(config))
+    if config["method"] == "rigl" and (grid := update_grid(config)):
+        mean = flops.rigl_training(mean / 3, dense, grid[1])
     return mean / flops.dense_training(dense)
 
 
@@ -142,5 +158,7 @@ def _versions() -> dict[str, str]:
 
 def _device() -> str:
     device = jax.devices()[0]
-    count = len(os.sched_getaffinity(0)) if device.platform == "cpu" else len(jax.devices())
-    return f"{device.device_kind if device.platform != 'cpu' else 'cpu'} x{count}"
+    if device.platform != "cpu":
+        return f"{device.device_kind} x{len(jax.devices())}"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"cpu x{cores}"

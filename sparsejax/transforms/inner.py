@@ -46,7 +46,7 @@ def params_shaped(state: PyTree, params: PyTree) -> list[dict[str, jax.Array]]:
 def reset_off(
     inner: optax.GradientTransformation, state: PyTree, params: PyTree, masks: list[jax.Array | None]
 ) -> PyTree:
-    """The inner state with every params-shaped leaf set, off the masks, to what `inner.init` gives for a zero weight."""
+    """The inner state, every params-shaped leaf set, off the masks, to what `inner.init` gives for a zero weight."""
     owners = owned_leaves(state, params)
     if not any(owner is not None and masks[owner] is not None for owner in owners):
         return state

@@ -96,7 +96,8 @@ def starting_masks(params: PyTree, choice: Choice, key: jax.Array) -> tuple[list
     """The masks at init, one entry a leaf, and the table of kept counts that a gradual method needs (else ())."""
     leaves = jax.tree.leaves(params)
     check_pattern_globs(choice.pattern, [path for path, _ in named_leaves(params)])
-    selected = jax.tree.structure(params).flatten_up_to(select_leaves(params, choice.where))  # None in params is no leaf
+    structure: Any = jax.tree.structure(params)
+    selected = structure.flatten_up_to(select_leaves(params, choice.where))
     specs = specs_of(params, selected, choice.pattern, choice.layout)
     specs = [spec for spec in specs if spec.pattern.check(spec.path, leaves[spec.position].shape, spec.axes)]
     sizes = [spec.pattern.group_size(leaves[spec.position].shape, spec.axes) for spec in specs]
