@@ -14,6 +14,7 @@ from sparsejax.leaves import Where, leaf_path, select_leaves
 from sparsejax.state import SparseState
 
 PyTree = Any
+LEAF = jax.tree.structure(0)
 
 
 def map_masks(fn: Callable[..., Any], masks: PyTree, *trees: PyTree) -> PyTree:
@@ -35,8 +36,8 @@ def flat_masks(params: PyTree, masks: PyTree) -> list[Any]:
     flat: list[Any] = []
 
     def add(mask, subtree):
-        structure = jax.tree.structure(subtree)
-        if mask is not None and not jax.tree_util.treedef_is_leaf(structure):
+        structure: Any = jax.tree.structure(subtree)
+        if mask is not None and structure != LEAF:
             raise ValueError(f"masks: one mask stands where the params have {structure}; each leaf needs its own")
         flat.extend([mask] * structure.num_leaves)
 
@@ -120,8 +121,9 @@ def get_masks(opt_state: PyTree) -> PyTree:
 def _merge(a: PyTree, b: PyTree) -> PyTree:
     if a is None or b is None:
         return b if a is None else a
+    structure: Any
     children, structure = jax.tree.flatten(a, is_leaf=lambda node: node is not a)
-    if jax.tree_util.treedef_is_leaf(structure):
+    if structure == LEAF:
         raise ValueError("two sparse transformations in this optimizer state hold a mask for the same leaf")
     return structure.unflatten([_merge(*each) for each in zip(children, structure.flatten_up_to(b), strict=True)])
 
@@ -140,22 +142,17 @@ def set_masks(opt_state: PyTree, masks: PyTree) -> PyTree:
         raise ValueError(f"opt_state holds {len(sparse_states(opt_state))} SparseState; set_masks needs exactly one")
 
     def checked(path, old, new):
-        value = old.get_value() if hasattr(old, "get_value") else old
-        if getattr(new, "shape", None) != value.shape or new.dtype != jnp.bool_:
+        if getattr(new, "shape", None) != old.shape or new.dtype != jnp.bool_:
             given = f"{getattr(new, 'dtype', type(new).__name__)}{getattr(new, 'shape', '')}"
-            raise ValueError(f"{leaf_path(path)}: a mask must be a bool array of shape {value.shape}, not {given}")
-        copy = jnp.array(new)
-        return old.replace(copy) if hasattr(old, "get_value") else copy
+            raise ValueError(f"{leaf_path(path)}: a mask must be a bool array of shape {old.shape}, not {given}")
+        return jnp.array(new)
 
     def replaced(node):
         if not _is_state(node):
             return node
-        is_end = lambda leaf: hasattr(leaf, "get_value")
         structure: Any
-        paths, structure = jax.tree_util.tree_flatten_with_path(node.masks, is_leaf=is_end)
-        flat = structure.flatten_up_to(masks)
-        return node._replace(
-            masks=structure.unflatten([checked(p, old, new) for (p, old), new in zip(paths, flat, strict=True)])
-        )
+        leaves, structure = jax.tree_util.tree_flatten_with_path(node.masks)
+        pairs = zip(leaves, flat_masks(node.masks, masks), strict=True)
+        return node._replace(masks=structure.unflatten([checked(path, old, new) for (path, old), new in pairs]))
 
     return jax.tree.map(replaced, opt_state, is_leaf=_is_state)

@@ -10,10 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from sparsejax.leaves import Axes, check_glob, flax_layout
 from sparsejax.selection import Count, Scores, order_key, select
@@ -68,6 +69,35 @@ def pattern_mask(
 
 def _not_stacked(ndim: int, axes: Axes) -> tuple[int, ...]:
     return tuple(axis for axis in range(ndim) if axis not in axes.stacked)
+
+
+def _split(x: jax.Array, sizes: Mapping[int, tuple[int, int]]) -> jax.Array:
+    """x with each axis in `sizes` cut into (blocks, block); padded with zeros at the end where the last is not full.
+
+    Under Explicit mesh axes the blocks stay sharded as the axis was, where the devices divide them, and else are not.
+    """
+    spec = jax.typeof(x).sharding.spec
+    shape: list[int] = []
+    kept: list[Any] = []
+    for axis, size in enumerate(x.shape):
+        blocks, length = sizes.get(axis, (size, 0))
+        fits = blocks % _devices(x, spec[axis]) == 0 and (not length or blocks * length == size)
+        kept.append(spec[axis] if fits else None)
+        shape += [blocks, length] if length else [blocks]
+    pad = [(0, math.prod(sizes[axis]) - size if axis in sizes else 0) for axis, size in enumerate(x.shape)]
+    padded = lambda x: jnp.pad(x, pad) if any(after for _, after in pad) else x
+    if all(name is None for name in spec):
+        return padded(x).reshape(shape)
+    mesh = jax.typeof(x).sharding.mesh
+    out = [name for axis, name in enumerate(kept) for name in ([name, None] if axis in sizes else [name])]
+    whole = jax.sharding.reshard(x, NamedSharding(mesh, PartitionSpec(*kept)))
+    return jax.lax.reshape(padded(whole), shape, out_sharding=NamedSharding(mesh, PartitionSpec(*out)))
+
+
+def _devices(x: jax.Array, names: Any) -> int:
+    """Over how many devices an axis with this entry of a PartitionSpec is cut."""
+    shape = jax.typeof(x).sharding.mesh.shape
+    return math.prod(shape[name] for name in (names if isinstance(names, tuple) else (names,)) if name is not None)
 
 
 def _check_axis(path: str, name: str, axis: int | None, shape: Shape, axes: Axes) -> None:
@@ -125,7 +155,7 @@ class NM(NamedTuple):
 
     def units(self, x: jax.Array, axes: Axes) -> jax.Array:
         axis = self._axis(x.ndim, axes)
-        return x.reshape(*x.shape[:axis], x.shape[axis] // self.m, self.m, *x.shape[axis + 1 :])
+        return _split(x, {axis: (x.shape[axis] // self.m, self.m)})
 
     def expand(self, mask: jax.Array, shape: Shape, axes: Axes) -> jax.Array:
         return mask.reshape(shape)
@@ -160,16 +190,8 @@ class Block(NamedTuple):
     def units(self, x: jax.Array, axes: Axes) -> jax.Array:
         """The mean over each block; a remainder's mean is over the weights that it has."""
         tiles = self._tiles(x.shape, axes)
-        pad = [(0, tiles[a][0] * tiles[a][1] - size if a in tiles else 0) for a, size in enumerate(x.shape)]
-        split: list[int] = []
-        inside = []
-        for axis, size in enumerate(x.shape):
-            if axis in tiles:
-                inside.append(len(split) + 1)
-                split.extend(tiles[axis])
-            else:
-                split.append(size)
-        total = jnp.pad(x.astype(jnp.float32), pad).reshape(split).sum(inside)
+        inside = [axis + 1 + sum(other < axis for other in tiles) for axis in sorted(tiles)]
+        total = _split(x.astype(jnp.float32), tiles).sum(inside)
         for axis, (blocks, size) in tiles.items():
             lengths = jnp.minimum(size, x.shape[axis] - size * jnp.arange(blocks)).astype(jnp.float32)
             total = total / lengths.reshape([blocks if a == axis else 1 for a in range(x.ndim)])

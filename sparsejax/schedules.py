@@ -33,7 +33,7 @@ def cubic(initial: float, final: float, start: int, end: int):
     Source: Zhu & Gupta 2017, arXiv:1710.01878.
 
     Example:
-      >>> float(cubic(0.0, 0.8, 0, 100)(50))
+      >>> round(float(cubic(0.0, 0.8, 0, 100)(50)), 6)
       0.7
     """
 

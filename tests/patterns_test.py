@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from sparsejax.leaves import Axes, equinox_layout, flax_layout, stacked
 from sparsejax.patterns import (
@@ -215,6 +216,24 @@ def test_equinox_convolutions_group_along_their_input_channels():
     assert nm(2, 4).units(weight, axes).shape == (16, 2, 4, 3, 3)
     assert nm(2, 4).group_axes(weight.shape, axes) == (2,)
     assert block((4, 8)).group_size(weight.shape, axes) == 2 * 2 * 9
+
+
+@pytest.mark.parametrize(
+    ("kind", "spec"),
+    [(AxisType.Auto, ("x", "y")), (AxisType.Explicit, ("x", "y")), (AxisType.Explicit, (None, ("x", "y")))],
+    ids=str,
+)
+def test_sharded_scores_give_the_same_mask(kind, spec):
+    """Units within a device's part, across parts (32 of 64 rows on 4 devices), and with remainders (5 x 5)."""
+    scores = scores_of((64, 48))
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind, kind))
+    cases = ((nm(2, 4), 2), (nm(2, 32), 2), (block((4, 4)), 20), (block((5, 5)), 20), (channel(), 7))
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(scores, NamedSharding(mesh, PartitionSpec(*spec)))
+        masks = jax.jit(lambda placed: [pattern_mask(pattern, placed, count) for pattern, count in cases])(placed)
+    alone = jax.jit(lambda scores: [pattern_mask(pattern, scores, count) for pattern, count in cases])(scores)
+    for mask, expected in zip(masks, alone, strict=True):
+        np.testing.assert_array_equal(mask, expected)
 
 
 def test_random_ties_keep_the_count_in_every_group():

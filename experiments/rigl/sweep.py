@@ -2,7 +2,7 @@
 
 Paper: Evci et al. 2020, Rigging the Lottery, arXiv:1911.11134; the claim is in README.md beside this file.
 
-    sparsejax sweep --config experiments/rigl/sweep.py --out runs/rigl --workers 0 --config.data_dir=DIR
+    sparsejax sweep --config experiments/rigl/sweep.py --out runs/rigl --workers 2 --config.data_dir=DIR
 
 Expected: at 98 and 99.5 %, RigL > SET > static beyond their intervals. The measured table and its time are in README.md.
 """
@@ -30,7 +30,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.epochs = 20
     config.seeds = 5
     config.optimizer = "adamw"
-    config.learning_rate = 2e-3
+    config.learning_rate = 5e-3
     config.weight_decay = 1e-4
     config.schedule = "cosine"
     steps = TRAIN_IMAGES // config.get_ref("batch_size") * config.get_ref("epochs")

@@ -29,9 +29,15 @@ class Checkpoints:
     """The checkpoints of one run, one folder a step.
 
     Example:
-      >>> checkpoints = Checkpoints(run / "checkpoints", keep=2)
-      >>> found = checkpoints.restore(jax.eval_shape(init))          # (step, state) or None
-      >>> checkpoints.save(100, state); checkpoints.close()
+      >>> init = lambda: {"weights": jnp.ones(3), "step": jnp.int32(0)}
+      >>> checkpoints = Checkpoints(Path("checkpoints"), keep=2)
+      >>> checkpoints.restore(jax.eval_shape(init)) is None
+      True
+      >>> checkpoints.save(100, init())
+      >>> checkpoints.close()
+      >>> step, state = Checkpoints(Path("checkpoints"), keep=2).restore(jax.eval_shape(init))
+      >>> step, state["weights"].tolist()
+      (100, [1.0, 1.0, 1.0])
     """
 
     def __init__(self, folder: Path, keep: int):

@@ -63,6 +63,10 @@ def with_options(config: ConfigDict, arg: str) -> ConfigDict:
 
     Raises:
       ConfigError: for an item without "=", an unknown key, or a value of the wrong type.
+
+    Example:
+      >>> with_options(default_config(), "epochs=3,method=rigl").method
+      'rigl'
     """
     for item in _split(arg):
         key, equals, text = (part.strip() for part in item.partition("="))

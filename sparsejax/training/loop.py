@@ -49,7 +49,10 @@ def train(
       Preempted: SIGTERM came (a SystemExit with code 143).
 
     Example:
-      >>> train({"dataset": "digits", "method": "rigl", "sparsity": 0.95, "seeds": 3}, "runs/rigl")["accuracy"]
+      >>> config = {"dataset": "digits", "method": "static", "sparsity": 0.95, "seeds": 3, "epochs": 1}
+      >>> result = train(config, "runs/static")
+      >>> result["steps"], result["weights"], result["weights_kept"]
+      (11, 50200, [2511, 2511, 2511])
     """
     workdir, resolved = Path(workdir), resolve(config)
     if (result := finished(workdir, resolved)) is not None:

@@ -7,6 +7,7 @@ inner step; (d) `-w` is emitted off the mask, so that `w + update` is exactly 0 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -36,12 +37,20 @@ from sparsejax.transforms.start import (
 )
 
 PyTree = Any
-# What `optax.inject_hyperparams(method, static_args=sparsejax.static_args)` must not turn into arrays.
-static_args = (
+_STATIC = (  # arguments that `optax.inject_hyperparams` must not turn into arrays
     "sparsity", "masks", "distribution", "pattern", "where", "layout", "ties", "update_start", "update_end",
     "update_every", "initial_sparsity", "at_step", "skip_step", "drop_rounding", "regrow_dropped", "signed", "plan",
     "start", "seed",
 )  # fmt: skip
+
+
+def static_args(method: Callable[..., Any]) -> tuple[str, ...]:
+    """The arguments of a method that are no rates: for `optax.inject_hyperparams`, which takes only names that the method has.
+
+    Example:
+      >>> tx = optax.inject_hyperparams(sparse_wrapper, static_args=static_args(sparse_wrapper))
+    """
+    return tuple(name for name in inspect.signature(method).parameters if name in _STATIC)
 
 
 class Leaf(NamedTuple):

@@ -153,7 +153,7 @@ def _checked_sparsity(sparsity: Any, pattern: Any, distribution: Any) -> float |
     if isinstance(sparsity, bool) or not hasattr(sparsity, "__float__"):
         raise ValueError(f"sparsity={sparsity!r} must be a number in [0, 1)")
     if isinstance(sparsity, jax.core.Tracer):
-        raise ValueError("sparsity must be a Python number (inject_hyperparams: static_args=sparsejax.static_args)")
+        raise ValueError("sparsity must be a Python number (inject_hyperparams: static_args=sparsejax.static_args(method))")
     if not 0 <= float(sparsity) < 1:
         raise ValueError(f"sparsity={sparsity} must lie in [0, 1): the fraction of weights that are zero")
     return float(sparsity)
