@@ -16,7 +16,14 @@ import sparsejax
 from sparsejax import criteria, schedules
 
 STEPS = 14
-SHAPES = {"conv": (3, 3, 4, 8), "conv_bias": (8,), "dense": (16, 24), "dense_bias": (24,), "tied": (8, 16), "scale": (24,)}
+SHAPES = {
+    "conv": (3, 3, 4, 8),
+    "conv_bias": (8,),
+    "dense": (16, 24),
+    "dense_bias": (24,),
+    "tied": (8, 16),
+    "scale": (24,),
+}
 
 
 def arrays(dtype, seed=0):
@@ -36,7 +43,11 @@ def linen(x):
 
 
 def tuples(x):
-    return ({"w": x["conv"], "b": x["conv_bias"]}, ({"w": x["dense"], "b": x["dense_bias"]}, {"w": x["tied"]}), x["scale"])
+    return (
+        {"w": x["conv"], "b": x["conv_bias"]},
+        ({"w": x["dense"], "b": x["dense_bias"]}, {"w": x["tied"]}),
+        x["scale"],
+    )
 
 
 @flax.struct.dataclass
@@ -66,7 +77,12 @@ class EquinoxModel(eqx.Module):
 def equinox(x):
     """The trainable half of a partitioned module: None at every leaf that is not an array."""
     key = jax.random.key(0)
-    model = EquinoxModel(eqx.nn.Conv2d(8, 4, 3, key=key), eqx.nn.Linear(16, 24, key=key), eqx.nn.Linear(16, 8, False, key=key), x["scale"])
+    model = EquinoxModel(
+        eqx.nn.Conv2d(8, 4, 3, key=key),
+        eqx.nn.Linear(16, 24, key=key),
+        eqx.nn.Linear(16, 8, False, key=key),
+        x["scale"],
+    )
     params, _ = eqx.partition(model, eqx.is_inexact_array)
     places = lambda m: (m.first.weight, m.first.bias, m.second.weight, m.second.bias, m.tied.weight)
     conv = jnp.reshape(jnp.moveaxis(x["conv"], 2, 0), (4, 8, 3, 3))
@@ -84,7 +100,12 @@ class NnxModel(nnx.Module):
         self.tied = nnx.Linear(8, 16, use_bias=False, rngs=rngs)
         self.norm = nnx.LayerNorm(24, use_bias=False, rngs=rngs)
         places = ((self.first.kernel, "conv"), (self.first.bias, "conv_bias"), (self.second.kernel, "dense"))
-        for place, name in (*places, (self.second.bias, "dense_bias"), (self.tied.kernel, "tied"), (self.norm.scale, "scale")):
+        for place, name in (
+            *places,
+            (self.second.bias, "dense_bias"),
+            (self.tied.kernel, "tied"),
+            (self.norm.scale, "scale"),
+        ):
             place.set_value(x[name])
 
 
@@ -105,7 +126,9 @@ class Inner(NamedTuple):
 
 INNERS = {
     "adamw": Inner(lambda: optax.adamw(1e-2, weight_decay=0.1)),
-    "momentum": Inner(lambda: optax.chain(optax.add_decayed_weights(0.01), optax.sgd(0.0625, momentum=0.5, nesterov=True))),
+    "momentum": Inner(
+        lambda: optax.chain(optax.add_decayed_weights(0.01), optax.sgd(0.0625, momentum=0.5, nesterov=True))
+    ),
     "lion": Inner(lambda: optax.lion(0.0078125, weight_decay=0.125)),
     "clip": Inner(lambda: optax.chain(optax.clip_by_global_norm(1.0), optax.rmsprop(1e-2, momentum=0.9))),
     "adagrad": Inner(lambda: optax.adagrad(0.05, initial_accumulator_value=0.1), start=0.1),
@@ -192,7 +215,9 @@ def _given(params, sparsity, seed=1):
     densities = _erk([leaves[i].shape for i in chosen], sparsity)
     masks = [None] * len(leaves)
     for i, density in zip(chosen, densities, strict=True):
-        masks[i] = jnp.asarray(oracles.top(draw.normal(size=leaves[i].shape), oracles.kept(leaves[i].size, 1 - density)))
+        masks[i] = jnp.asarray(
+            oracles.top(draw.normal(size=leaves[i].shape), oracles.kept(leaves[i].size, 1 - density))
+        )
     return structure.unflatten(masks)
 
 

@@ -50,7 +50,9 @@ INNERS = {
     "schedule_free": lambda: optax.contrib.schedule_free(optax.sgd(0.1), 0.1),
     "masked": lambda: optax.chain(optax.masked(optax.trace(0.9), _wide), optax.scale(-0.1)),
     "partition": lambda: optax.partition({"wide": optax.adam(1e-2, eps=1e-3), "narrow": optax.sgd(0.1)}, _labels),
-    "inject": lambda: optax.inject_hyperparams(optax.sgd)(momentum=0.9, learning_rate=optax.linear_schedule(1e-2, 1e-3, 10)),
+    "inject": lambda: optax.inject_hyperparams(optax.sgd)(
+        momentum=0.9, learning_rate=optax.linear_schedule(1e-2, 1e-3, 10)
+    ),
     "multisteps": lambda: optax.MultiSteps(optax.sgd(0.1, momentum=0.9), 2).gradient_transformation(),
     "if_finite": lambda: optax.apply_if_finite(optax.sgd(0.1, momentum=0.9), 2),
     "ema": lambda: optax.chain(optax.sgd(0.1), optax.ema(0.9)),
@@ -70,7 +72,10 @@ SYSTEMS = ("linen", "tuples", "dataclasses", "nnx", "equinox", "nnx optimizer")
 def wrapped(cell):
     """The cell's transformation: outer(method(inner))."""
     method, options = METHODS[cell.method]
-    inner, options = INNERS[cell.inner](), dict(sparsity=0.5, where=two_leaves, layout=LAYOUTS.get(cell.system), **options)
+    inner, options = (
+        INNERS[cell.inner](),
+        dict(sparsity=0.5, where=two_leaves, layout=LAYOUTS.get(cell.system), **options),
+    )
     if cell.outer == "inject":
         if cell.method in ("set", "rigl"):
             options["drop_fraction"] = optax.linear_schedule(0.4, 0.2, 4)
@@ -154,7 +159,10 @@ def trained(cell, steps=4):
         place = jax.tree.map(lambda p: p.sharding, params)
     params = jax.device_put(params, place)
     draw = np.random.default_rng(5)
-    grads = [jax.tree.map(lambda p: jax.device_put(jnp.asarray(draw.normal(size=p.shape), p.dtype), p.sharding), params) for _ in range(steps)]
+    grads = [
+        jax.tree.map(lambda p: jax.device_put(jnp.asarray(draw.normal(size=p.shape), p.dtype), p.sharding), params)
+        for _ in range(steps)
+    ]
     begin = jax.tree.map(jnp.array, params)
     if cell.system == "nnx optimizer":
         return (begin, *_trained_nnx(tx, params, grads, extra))
@@ -187,7 +195,9 @@ def _trained_nnx(tx, params, grads, extra):
         optimizer.update(model, grads, **extra)
 
     for grad in grads:
-        variables = jax.tree.map(lambda g: g, nnx.state(model, nnx.Param))  # what nnx.grad gives: new Params, not arrays
+        variables = jax.tree.map(
+            lambda g: g, nnx.state(model, nnx.Param)
+        )  # what nnx.grad gives: new Params, not arrays
         nnx.update(variables, grad)
         step(model, optimizer, variables)
     return nnx.as_pure(nnx.state(model, nnx.Param)), first, optimizer.opt_state, len(traced)

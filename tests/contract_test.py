@@ -208,7 +208,9 @@ def check_inner(row, lanes):
         for i in range(len(jax.tree.leaves(lane.params))):
             if i not in lane.chosen:
                 moved = [(lane.every_weight[t][i] != lane.every_weight[t + 1][i]).any() for t in range(STEPS)]
-                assert moved == [not h for h in hold.tolist()], "a dense leaf moves at each step, but not at a skipped one"
+                assert moved == [not h for h in hold.tolist()], (
+                    "a dense leaf moves at each step, but not at a skipped one"
+                )
 
 
 def check_lanes(row, lanes):
@@ -279,7 +281,9 @@ def check_sharded(row, lane, axis_type):
     with jax.set_mesh(mesh):
         placed = jax.device_put(lane.params, places)
         start = jax.jit(tx.init)(placed)
-        for mask, wanted, place in zip(flat(placed, start.masks), lane.every_mask[0], jax.tree.leaves(places), strict=True):
+        for mask, wanted, place in zip(
+            flat(placed, start.masks), lane.every_mask[0], jax.tree.leaves(places), strict=True
+        ):
             if mask is not None:
                 np.testing.assert_array_equal(mask, wanted)
                 assert mask.sharding.is_equivalent_to(place, mask.ndim), f"{mask.sharding} is not {place}"
@@ -344,22 +348,30 @@ def test_composition(cell):
         assert np.isfinite(new.astype(jnp.float32)).all()
         assert (old != new).any()
     fresh = fresh_values(cell, params)
-    (sparse,) = (s for s in jax.tree.leaves(state, is_leaf=lambda s: isinstance(s, sparsejax.SparseState)) if hasattr(s, "masks"))
+    (sparse,) = (
+        s for s in jax.tree.leaves(state, is_leaf=lambda s: isinstance(s, sparsejax.SparseState)) if hasattr(s, "masks")
+    )
     for leaf in jax.tree.leaves(sparse.inner_state):
         for mask in masks:
             if jnp.shape(leaf) == mask.shape:
                 off = np.asarray(leaf, np.float32)[~np.asarray(mask)]
-                assert any(np.allclose(off, value) for value in fresh[mask.shape]), "not what init gives for a zero weight"
+                assert any(np.allclose(off, value) for value in fresh[mask.shape]), (
+                    "not what init gives for a zero weight"
+                )
 
 
-SMALL = {"Dense_0": {"kernel": np.linspace(-1, 1, 96, dtype=np.float32).reshape(12, 8), "bias": np.zeros(8, np.float32)}}
+SMALL = {
+    "Dense_0": {"kernel": np.linspace(-1, 1, 96, dtype=np.float32).reshape(12, 8), "bias": np.zeros(8, np.float32)}
+}
 SGD = optax.sgd(0.1, momentum=0.9)
 EVERY_METHOD = (sparsejax.static, sparsejax.one_shot, sparsejax.gmp, sparsejax.set_, sparsejax.rigl)
 
 
 def small(seed=0):
     """A new copy of a small tree."""
-    return jax.tree.map(lambda x: jnp.asarray(np.random.default_rng(seed).permutation(x.ravel()).reshape(x.shape)), SMALL)
+    return jax.tree.map(
+        lambda x: jnp.asarray(np.random.default_rng(seed).permutation(x.ravel()).reshape(x.shape)), SMALL
+    )
 
 
 def updated(tx, params, grads, step, start=None):
@@ -401,7 +413,9 @@ def test_given_masks_can_be_donated():
         np.testing.assert_array_equal(sparsejax.get_masks(kept)["Dense_0"]["kernel"], wanted)
 
 
-@pytest.mark.parametrize("method", [sparsejax.one_shot, sparsejax.gmp, sparsejax.set_, sparsejax.rigl, sparsejax.static])
+@pytest.mark.parametrize(
+    "method", [sparsejax.one_shot, sparsejax.gmp, sparsejax.set_, sparsejax.rigl, sparsejax.static]
+)
 def test_random_ties(method):
     """Clause 2: ties broken at random keep the count, differ between seeds, and never touch a weight that is not tied."""
     options = {"update_end": 4} if method is sparsejax.gmp else {"at_step": 4} if method is sparsejax.one_shot else {}
@@ -450,7 +464,9 @@ def test_stacked_leaves_are_ranked_slice_by_slice(method):
         if method is sparsejax.rigl:
             np.testing.assert_array_equal(after[i], oracles.rigl(weights[i], grad[i], before[i], 0.3))
         elif method is sparsejax.set_:
-            assert after[i][oracles.signed_survivors(weights[i], before[i], 0.3)].all() and (after[i] != before[i]).any()
+            assert (
+                after[i][oracles.signed_survivors(weights[i], before[i], 0.3)].all() and (after[i] != before[i]).any()
+            )
         elif method is not sparsejax.static:
             np.testing.assert_array_equal(after[i], oracles.top(np.abs(weights[i]), 24))
     assert (before[0] != before[1]).any() or method in (sparsejax.one_shot, sparsejax.gmp)
@@ -500,7 +516,9 @@ def test_structured_patterns(pattern):
     tx = sparsejax.rigl(SGD, sparsity=0.5, pattern=pattern, update_every=4, drop_fraction=0.5)
     before, after, weights = updated(tx, params, grads, 4)
     rows, columns = (12, 1) if pattern == sparsejax.channel() else pattern.shape
-    blocks = lambda mask: [mask[i : i + rows, j : j + columns] for i in range(0, 12, rows) for j in range(0, 8, columns)]
+    blocks = lambda mask: [
+        mask[i : i + rows, j : j + columns] for i in range(0, 12, rows) for j in range(0, 8, columns)
+    ]
     assert all(block.all() or not block.any() for mask in (before, after) for block in blocks(mask))
     units = [sum(bool(block.any()) for block in blocks(mask)) for mask in (before, after)]
     assert units == [oracles.kept(len(blocks(before)), 0.5)] * 2

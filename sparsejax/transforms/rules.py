@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -11,16 +13,21 @@ from sparsejax.selection import Scores, count_true, minus, order_key, scaled, se
 from sparsejax.transforms.core import Leaf
 
 
-def unit_keys(criterion: Criterion, leaf: Leaf) -> Scores:
-    """The criterion's scores of the leaf's units as keys; element-wise ones are computed in the selection's passes."""
+def unit_keys(criterion: Criterion, leaf: Leaf, dtype: Any = None) -> Scores:
+    """The criterion's scores of the leaf's units as keys; element-wise ones are computed in the selection's passes.
+
+    Scores are compared in `dtype`, by default their own; leaves of several dtypes need one that holds them all.
+    """
     pooled = jax.eval_shape(lambda: leaf.pattern.units(leaf.weight, leaf.axes)).size != leaf.weight.size
     if pooled or criterion is criteria.random:  # drawing bits anew in every pass would cost more than to store them
-        return Scores(order_key, (leaf.pattern.units(criterion(leaf), leaf.axes),))
+        scores = leaf.pattern.units(criterion(leaf), leaf.axes)
+        return Scores(order_key, (scores if dtype is None else scores.astype(dtype),))
     weight, grad, mask = (leaf.pattern.units(x, leaf.axes) for x in (leaf.weight, leaf.grad, leaf.mask))
     rest = {name: leaf.pattern.units(x, leaf.axes) for name, x in leaf.inner.items()}
 
     def keys(weight, grad, mask, rest):
-        return order_key(criterion(leaf._replace(weight=weight, grad=grad, mask=mask, inner=rest)))
+        scores = criterion(leaf._replace(weight=weight, grad=grad, mask=mask, inner=rest))
+        return order_key(scores if dtype is None else scores.astype(dtype))
 
     return Scores(keys, (weight, grad, mask, rest))
 
@@ -44,7 +51,8 @@ def keep_best(leaf: Leaf, criterion: Criterion = criteria.magnitude) -> jax.Arra
 
 def keep_best_globally(leaves: list[Leaf], criterion: Criterion = criteria.magnitude) -> list[jax.Array]:
     """The masks of the `keep` best active weights over all leaves: one threshold, nothing concatenated."""
-    scores = [among(unit_keys(criterion, leaf), leaf.mask) for leaf in leaves]
+    dtype = jnp.result_type(*(jax.eval_shape(lambda leaf=leaf: criterion(leaf)) for leaf in leaves))
+    scores = [among(unit_keys(criterion, leaf, dtype), leaf.mask) for leaf in leaves]
     ties = [leaf.ties for leaf in leaves if leaf.ties is not None] or None
     return select_across(scores, leaves[0].keep, ties)
 

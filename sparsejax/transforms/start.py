@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from sparsejax import schedules
 from sparsejax.distributions import erk, uniform
 from sparsejax.leaves import Axes, Layout, Where, checked_axes, leaf_path, named_leaves, select_leaves
+from sparsejax.masks import flat_masks
 from sparsejax.patterns import NM, Pattern, check_pattern_globs, kept_units, pattern_of
 from sparsejax.selection import Scores, order_key, select
 
@@ -118,14 +118,13 @@ def starting_masks(params: PyTree, choice: Choice, key: jax.Array) -> tuple[list
 
 def given_masks(params: PyTree, masks: PyTree) -> list[jax.Array | None]:
     """Copies of the masks that the user hands over, checked against the params."""
-    structure: Any = jax.tree.structure(params)
     try:
-        flat = structure.flatten_up_to(masks)
+        flat = flat_masks(params, masks)
     except ValueError as error:
         raise ValueError(f"masks: not the params' tree with a bool array or None at each leaf ({error})") from None
     copies: list[jax.Array | None] = []
     for (path, leaf), mask in zip(jax.tree_util.tree_leaves_with_path(params), flat, strict=True):
-        if mask is None or isinstance(mask, optax.MaskedNode):
+        if mask is None:
             copies.append(None)
         elif getattr(mask, "shape", None) != leaf.shape or mask.dtype != jnp.bool_:
             given = f"{getattr(mask, 'dtype', type(mask).__name__)}{getattr(mask, 'shape', '')}"
@@ -153,7 +152,9 @@ def _checked_sparsity(sparsity: Any, pattern: Any, distribution: Any) -> float |
     if isinstance(sparsity, bool) or not hasattr(sparsity, "__float__"):
         raise ValueError(f"sparsity={sparsity!r} must be a number in [0, 1)")
     if isinstance(sparsity, jax.core.Tracer):
-        raise ValueError("sparsity must be a Python number (inject_hyperparams: static_args=sparsejax.static_args(method))")
+        raise ValueError(
+            "sparsity must be a Python number (inject_hyperparams: static_args=sparsejax.static_args(method))"
+        )
     if not 0 <= float(sparsity) < 1:
         raise ValueError(f"sparsity={sparsity} must lie in [0, 1): the fraction of weights that are zero")
     return float(sparsity)
