@@ -272,7 +272,9 @@ def _table():
     left = lambda t, weights, masks: [oracles.signed_survivors(w, m, 0.3) for w, m in zip(weights, masks, strict=True)]
     f32, bf16, f16 = jnp.float32, jnp.bfloat16, jnp.float16
     return {
-        "static": Row(_of(sparsejax.static), "adamw", f32, "linen", 0.8, 0.6, _erk, _always(1.0), never, _fixed, random=True),
+        "static": Row(
+            _of(sparsejax.static), "adamw", f32, "linen", 0.8, 0.6, _erk, _always(1.0), never, _fixed, random=True,
+        ),
         "static masks": Row(_static_given, "momentum", bf16, "tuples", 0.8, 0.6, _erk, _always(1.0), never, _fixed),
         "one_shot": Row(
             _of(sparsejax.one_shot, at_step=3), "lion", f16, "dataclasses", 0.7, 0.9, _uniform,
@@ -283,11 +285,12 @@ def _table():
             _always(1.0), lambda t: t == 0, _prune_globally, layerwise=False,
         ),
         "gmp": Row(
-            _of(sparsejax.gmp, update_start=1, update_end=11, update_every=2), "adamw", f32, "equinox", 0.9, 0.5, _uniform,
-            gmp, gmp_due, _prune,
+            _of(sparsejax.gmp, update_start=1, update_end=11, update_every=2), "adamw", f32, "equinox", 0.9, 0.5,
+            _uniform, gmp, gmp_due, _prune,
         ),
         "gmp global": Row(
-            _gmp_global, "momentum", bf16, "linen", 0.8, 0.4, _uniform, wide, wide_due, _prune_globally, layerwise=False,
+            _gmp_global, "momentum", bf16, "linen", 0.8, 0.4, _uniform, wide, wide_due, _prune_globally,
+            layerwise=False,
         ),
         "set": Row(
             _of(sparsejax.set_, update_every=2, drop_fraction=0.3), "adagrad", f32, "tuples", 0.8, 0.6, _erk,

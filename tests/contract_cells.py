@@ -1,6 +1,7 @@
-"""Pairs of everything that a sparse transformation may meet: inner optimizers, wrappers around it, module systems, dtypes, devices."""
+"""Pairs of what a sparse transformation may meet: inner optimizers, outer wrappers, module systems, dtypes, devices."""
 
 import itertools
+import re
 from typing import NamedTuple
 
 import jax
@@ -61,8 +62,6 @@ INNERS = {
 
 METHODS = {
     "one_shot": (sparsejax.one_shot, dict(at_step=1)),
-    "gmp": (sparsejax.gmp, dict(update_end=1, update_every=1)),
-    "set": (sparsejax.set_, dict(update_every=1)),
     "rigl": (sparsejax.rigl, dict(update_every=1, skip_step=False)),
 }
 
@@ -74,10 +73,10 @@ def wrapped(cell):
     method, options = METHODS[cell.method]
     inner, options = (
         INNERS[cell.inner](),
-        dict(sparsity=0.5, where=two_leaves, layout=LAYOUTS.get(cell.system), **options),
+        dict(sparsity=0.5, where=one_leaf, layout=LAYOUTS.get(cell.system), **options),
     )
     if cell.outer == "inject":
-        if cell.method in ("set", "rigl"):
+        if cell.method == "rigl":
             options["drop_fraction"] = optax.linear_schedule(0.4, 0.2, 4)
         return optax.inject_hyperparams(method, static_args=sparsejax.static_args(method))(inner, **options)
     tx = method(inner, **options)
@@ -91,38 +90,48 @@ def wrapped(cell):
     }[cell.outer]()
 
 
-def two_leaves(path, leaf):
-    """Two leaves, a convolution and a dense layer, are enough here."""
-    return leaf.size > 200
+def one_leaf(path, leaf):
+    """The dense layer alone: the cost of a cell is its selection."""
+    return leaf.size > 300
 
 
 OUTERS = ("chain", "multisteps", "inject", "masked", "partition", "if_finite")
 
 
 def pairwise(levels, weak=()):
-    """Cells in which every two levels of every two factors meet, but for the `weak` pairs of factors; first levels preferred in the last two."""
-    factors = [(i, j) for i, j in itertools.combinations(range(len(levels)), 2) if (i, j) not in weak]
-    open_ = {(i, a, j, b) for i, j in factors for a in levels[i] for b in levels[j]}
+    """Cells in which every two levels of every two factors meet, but for the `weak` pairs of factors.
+
+    Greedy: each cell takes the levels that meet most others for the first time. In the last two factors, where levels
+    are of unequal cost, the first is taken where none is better.
+    """
+    factors = range(len(levels))
+
+    def pairs(cell):
+        return {(i, cell[i], j, cell[j]) for i, j in itertools.combinations(sorted(cell), 2) if (i, j) not in weak}
+
+    def best(cell, factor, turn, missing):
+        shift = turn % len(levels[factor]) if factor < len(levels) - 2 else 0
+        options = levels[factor][shift:] + levels[factor][:shift]
+        return max(options, key=lambda level: len(pairs({**cell, factor: level}) & missing))
+
+    missing = {pair for some in itertools.product(*levels) for pair in pairs(dict(zip(factors, some, strict=True)))}
     cells = []
-    for i, j in sorted(factors, key=lambda pair: -len(levels[pair[0]]) * len(levels[pair[1]])):
+    for i, j in sorted(
+        itertools.combinations(factors, 2), key=lambda pair: -len(levels[pair[0]]) * len(levels[pair[1]])
+    ):
         for turn, b in itertools.product(range(len(levels[i])), levels[j]):
-            a = levels[i][(turn + levels[j].index(b)) % len(levels[i])]
-            if (i, a, j, b) not in open_:
+            cell = {i: levels[i][(turn + levels[j].index(b)) % len(levels[i])], j: b}
+            if not pairs(cell) & missing:
                 continue
-            cell = {i: a, j: b}
-            for k in sorted(set(range(len(levels))) - {i, j}, key=lambda k: -len(levels[k])):
-                gain = lambda c, k=k, cell=cell: sum(
-                    ((m, v, k, c) if m < k else (k, c, m, v)) in open_ for m, v in cell.items()
-                )
-                offset = len(cells) % len(levels[k]) if k < len(levels) - 2 else 0
-                cell[k] = max(levels[k][offset:] + levels[k][:offset], key=gain)
-            open_ -= {(m, cell[m], n, cell[n]) for m, n in itertools.combinations(range(len(levels)), 2)}
-            cells.append(Cell(*(cell[k] for k in range(len(levels)))))
+            for factor in sorted(set(factors) - {i, j}, key=lambda factor: -len(levels[factor])):
+                cell[factor] = best(cell, factor, len(cells), missing)
+            missing -= pairs(cell)
+            cells.append(Cell(*(cell[factor] for factor in factors)))
     return cells
 
 
 def _sound(cell):
-    """The cell, in float32 where the bare optimizer itself fails: 0 / 0 in float16, or a cond of two dtypes inside optax."""
+    """The cell, in float32 where the bare optimizer fails too: 0 / 0 in float16, a cond of two dtypes in optax."""
     narrow = cell.dtype == "float16" and cell.inner in ("adafactor", "muon")
     mixed = cell.outer == "if_finite" and cell.inner in ("adafactor", "inject")
     return cell._replace(dtype="float32") if narrow or mixed else cell
@@ -147,8 +156,21 @@ def placements(params, mesh):
     return jax.tree.map(place, params)
 
 
+def gathered(text):
+    """How many elements the largest result of an all-gather or all-to-all has in a compiled program."""
+    shapes = re.findall(r"\w+\[([\d,]*)\][^=\n]* (?:all-gather|all-to-all)(?:-start)?\(", text)
+    return max([int(np.prod([int(n) for n in shape.split(",") if n])) for shape in shapes], default=0)
+
+
+def quickly_compiled():
+    """A fixture: programs that run once, on small arrays, are not worth optimizing, which takes half of the time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 def trained(cell, steps=4):
-    """Trains; gives the params before and after, the optimizer states before and after, and how often the step was traced."""
+    """The params before and after some steps, the optimizer states before and after, how often the step was traced."""
     tx = wrapped(cell)
     extra = {"value": jnp.float32(1.0)} if cell.inner == "value" else {}
     make_params = FORMS["nnx" if cell.system == "nnx optimizer" else cell.system]
@@ -166,7 +188,7 @@ def trained(cell, steps=4):
     begin = jax.tree.map(jnp.array, params)
     if cell.system == "nnx optimizer":
         return (begin, *_trained_nnx(tx, params, grads, extra))
-    first = (tx.init if cell.method in ("one_shot", "gmp") and cell.devices == 1 else jax.jit(tx.init))(params)
+    first = (tx.init if cell.method == "one_shot" and cell.devices == 1 else jax.jit(tx.init))(params)
     state = jax.tree.map(jnp.array, first)
 
     traced = []

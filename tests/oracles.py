@@ -1,4 +1,4 @@
-"""The methods' rules in plain NumPy, written from the papers and not from this library: what the contract test compares with.
+"""The methods' rules in plain NumPy, from the papers and not from this library: what the contract test compares with.
 
 Weights, gradients and masks are lists of arrays, one per masked leaf. Scores are compared in float64, which holds every
 float32, bfloat16 and float16 exactly (subnormals too). Equal scores: the lowest flat index is kept first.
@@ -36,8 +36,9 @@ def top_among(scores, allowed, k):
 
 
 def erk(shapes, density):
-    """ERK densities epsilon (sum of sizes / product), with epsilon = [sum over free layers (N - floor(s N)) - sum over dense
-    ones floor(s N)] / (sum over free layers raw N); the layers of largest share above 1 become dense, and so again.
+    """ERK densities epsilon (sum of sizes / product), the product at most 1, else the layers of largest share are dense.
+
+    epsilon = [sum over free layers (N - floor(s N)) - over dense ones floor(s N)] / (over free ones raw N).
     """
     sizes = [math.prod(shape) for shape in shapes]
     raw = [sum(shape) / math.prod(shape) for shape in shapes]

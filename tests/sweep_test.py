@@ -301,7 +301,7 @@ def test_another_config_in_the_same_place_is_refused(config_file, stand_in, caps
 def test_two_sweeps_in_one_place(config_file, stand_in, capsys):
     out = config_file.parent / "out"
     out.mkdir()
-    from sparsejax.launch.files import locked
+    from sparsejax.files import locked
 
     with locked(out / ".lock") as free:
         assert free

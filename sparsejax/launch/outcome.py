@@ -7,7 +7,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from sparsejax.launch.files import read_json, write_json
+from sparsejax.files import read_json, write_json
 from sparsejax.launch.progress import Display, duration
 from sparsejax.report import collect
 

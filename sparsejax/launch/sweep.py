@@ -16,10 +16,10 @@ from typing import Any
 
 from rich.console import Console
 
+from sparsejax.files import locked, read_json, write_json
 from sparsejax.launch import config as configs
 from sparsejax.launch import local, outcome, trials
 from sparsejax.launch.config import InputError
-from sparsejax.launch.files import locked, read_json, write_json
 from sparsejax.launch.progress import Display
 from sparsejax.launch.signals import Stops
 from sparsejax.launch.terminal import say

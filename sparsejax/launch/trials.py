@@ -126,7 +126,7 @@ def _digest(overrides: Mapping[str, Any]) -> str:
 
 def sweep_config(path: Path) -> dict[str, Any] | None:
     """What SWEEP/config.json holds, or None if `path` holds no sweep."""
-    from sparsejax.launch.files import read_json
+    from sparsejax.files import read_json
 
     value = read_json(path / "config.json")
     return value if isinstance(value, dict) and isinstance(value.get("trials"), list) else None

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sparsejax.launch.files import read_json, write_atomic
+from sparsejax.files import read_json, write_atomic
 from sparsejax.launch.trials import sweep_config
 
 

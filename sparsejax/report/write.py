@@ -7,8 +7,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from sparsejax.files import write_atomic
 from sparsejax.launch.config import InputError
-from sparsejax.launch.files import write_atomic
 from sparsejax.launch.terminal import say
 from sparsejax.launch.trials import sweep_config
 from sparsejax.report import collect, tables

@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from sparsejax.files import write_json
 from sparsejax.leaves import named_leaves
-from sparsejax.training.metrics import write_json
 
 State = Any
 _SEAL = "seal.json"

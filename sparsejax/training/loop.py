@@ -17,11 +17,12 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from sparsejax.files import write_json
 from sparsejax.training import records
 from sparsejax.training.checkpoint import Checkpoints
 from sparsejax.training.config import resolve
 from sparsejax.training.errors import Preempted
-from sparsejax.training.metrics import MetricsWriter, write_json
+from sparsejax.training.metrics import MetricsWriter
 from sparsejax.training.run_dir import finished, opened
 from sparsejax.training.state import TrainState
 from sparsejax.training.trial import Trial, prepare

@@ -6,22 +6,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from sparsejax.files import write_atomic
+
 Record = dict[str, Any]
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replaces a file as a whole: a reader, or a kill at any instant, sees the old text or the new one."""
-    draft = path.with_name(f".{path.name}.draft")
-    with open(draft, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON with sorted keys and a newline, atomically."""
-    write_atomically(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
 def read_metrics(path: Path) -> list[Record]:
@@ -56,7 +43,7 @@ class MetricsWriter:
         kept = [(record, line) for record, line in lines if record["step"] <= step] if step > 0 else []
         if step > 0 and (not kept or kept[-1][0]["step"] < step):
             warnings.warn(f"{path}: records up to step {step} are missing or damaged", RuntimeWarning, stacklevel=2)
-        write_atomically(path, "".join(line for _, line in kept))
+        write_atomic(path, "".join(line for _, line in kept))
         self.records = [record for record, _ in kept]
         self._file = open(path, "a")  # noqa: SIM115 - closed by close()
 

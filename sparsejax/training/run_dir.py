@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sparsejax.files import write_json
 from sparsejax.training.config import Resolved, first_difference
 from sparsejax.training.errors import ConfigError
-from sparsejax.training.metrics import write_json
 
 
 def finished(workdir: Path, config: Resolved) -> dict[str, Any] | None:

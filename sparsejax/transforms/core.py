@@ -45,7 +45,7 @@ _STATIC = (  # arguments that `optax.inject_hyperparams` must not turn into arra
 
 
 def static_args(method: Callable[..., Any]) -> tuple[str, ...]:
-    """The arguments of a method that are no rates: for `optax.inject_hyperparams`, which takes only names that the method has.
+    """The arguments of a method that are no rates, for `optax.inject_hyperparams`.
 
     Example:
       >>> tx = optax.inject_hyperparams(sparse_wrapper, static_args=static_args(sparse_wrapper))
@@ -193,7 +193,7 @@ def _update(method: _Method, grads: PyTree, state: SparseState, params: PyTree, 
     new, refused = _next_masks(method, due, old, grads, state, params)
     masks = structure.unflatten(new)
     # Off the mask, moments are fresh on the way in at every step, so they are where a weight comes in. Reading the old
-    # masks too, to reset at the change alone, would keep them alive beside the new ones: 1.9 x the bare step, not 1.2 x.
+    # masks too, to reset at the change alone, keeps them alive beside the new ones: 1.9 x the bare step, not 1.2 x.
     inner_state = reset_off(method.inner, state.inner_state, params, new)
     step, inner_state = method.inner.update(
         apply_masks(grads, masks), inner_state, apply_masks(params, masks), **extra_args

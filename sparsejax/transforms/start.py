@@ -68,6 +68,10 @@ def checked_choice(sparsity, distribution, pattern, where, layout, start, plan, 
     target = _checked_sparsity(sparsity, pattern, distribution)
     if target is None and masks is None:
         raise ValueError("sparsity is missing: a fraction of zeros in [0, 1)")
+    if masks is not None and schedules.ramp_of(plan) is not None:
+        raise ValueError(
+            "masks: given masks keep their counts, so the plan cannot have a gradual phase; leave masks out"
+        )
     if isinstance(distribution, str) and distribution != "global":
         raise ValueError(f"distribution={distribution!r}: a function of sparsejax.distributions, or 'global'")
     if distribution == "global" and new_masks is None:
@@ -152,9 +156,7 @@ def _checked_sparsity(sparsity: Any, pattern: Any, distribution: Any) -> float |
     if isinstance(sparsity, bool) or not hasattr(sparsity, "__float__"):
         raise ValueError(f"sparsity={sparsity!r} must be a number in [0, 1)")
     if isinstance(sparsity, jax.core.Tracer):
-        raise ValueError(
-            "sparsity must be a Python number (inject_hyperparams: static_args=sparsejax.static_args(method))"
-        )
+        raise ValueError("sparsity must be a Python number (inject_hyperparams: static_args=static_args(method))")
     if not 0 <= float(sparsity) < 1:
         raise ValueError(f"sparsity={sparsity} must lie in [0, 1): the fraction of weights that are zero")
     return float(sparsity)

@@ -11,9 +11,12 @@ from typing import Any
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Writes `text` to `path`; a reader, or a crash, sees the old file or the new one."""
+    """Replaces a file as a whole: a reader, or a kill at any instant, sees the old text or the new one."""
     part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
+    with open(part, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(part, path)
 
 
