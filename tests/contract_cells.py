@@ -186,6 +186,7 @@ def trained(cell, steps=4):
         for _ in range(steps)
     ]
     begin = jax.tree.map(jnp.array, params)
+    jax.block_until_ready((params, grads, begin))
     if cell.system == "nnx optimizer":
         return (begin, *_trained_nnx(tx, params, grads, extra))
     first = (tx.init if cell.method == "one_shot" and cell.devices == 1 else jax.jit(tx.init))(params)
@@ -200,7 +201,8 @@ def trained(cell, steps=4):
 
     step = jax.jit(step, donate_argnums=(0, 1))
     for grad in grads:
-        params, state = step(params, state, grad)
+        # One program at a time: the host's eight devices share few threads, and collectives of two programs can block.
+        params, state = jax.block_until_ready(step(params, state, grad))
     return begin, params, first, state, len(traced)
 
 
@@ -222,4 +224,5 @@ def _trained_nnx(tx, params, grads, extra):
         )  # what nnx.grad gives: new Params, not arrays
         nnx.update(variables, grad)
         step(model, optimizer, variables)
+        jax.block_until_ready(nnx.state((model, optimizer)))
     return nnx.as_pure(nnx.state(model, nnx.Param)), first, optimizer.opt_state, len(traced)

@@ -270,7 +270,7 @@ def check_sharded(row, lane, axis_type):
     due = [t for t in range(1, STEPS) if row.due(t)] or [1]
     with jax.set_mesh(mesh):
         placed = jax.device_put(lane.params, places)
-        start = jax.jit(tx.init)(placed)
+        start = jax.block_until_ready(jax.jit(tx.init)(placed))
         for mask, wanted, place in zip(
             flat(placed, start.masks), lane.every_mask[0], jax.tree.leaves(places), strict=True
         ):
@@ -284,7 +284,7 @@ def check_sharded(row, lane, axis_type):
             if update is None:
                 update = jax.jit(tx.update).lower(grads, state, params).compile()
                 assert gathered(update.as_text()) < shard
-            _, state = update(grads, state, params)
+            _, state = jax.block_until_ready(update(*jax.block_until_ready((grads, state, params))))
             for mask, wanted in zip(flat(placed, state.masks), lane.every_mask[t + 1], strict=True):
                 if mask is not None:
                     np.testing.assert_array_equal(mask, wanted, err_msg=f"step {t}")

@@ -38,7 +38,7 @@ def top_among(scores, allowed, k):
 def erk(shapes, density):
     """ERK densities epsilon (sum of sizes / product), the product at most 1, else the layers of largest share are dense.
 
-    epsilon = [sum over free layers (N - floor(s N)) - over dense ones floor(s N)] / (over free ones raw N).
+    epsilon = [sum over free layers (N - floor(s N)) - over dense floor(s N)] / (over free ones raw N).
     """
     sizes = [math.prod(shape) for shape in shapes]
     raw = [sum(shape) / math.prod(shape) for shape in shapes]

@@ -1,6 +1,6 @@
 """Seed by seed, how much better one method is than another: the second table of README.md.
 
-    python experiments/rigl/differences.py [runs/rigl/metrics.jsonl]
+python experiments/rigl/differences.py [runs/rigl/metrics.jsonl]
 """
 
 import json

@@ -2,9 +2,9 @@
 
 Paper: Evci et al. 2020, Rigging the Lottery, arXiv:1911.11134; the claim is in README.md beside this file.
 
-    sparsejax sweep --config experiments/rigl/sweep.py --out runs/rigl --workers 2 --config.data_dir=DIR
+    sparsejax sweep --config experiments/rigl/sweep.py --out runs/rigl --workers 2
 
-Expected: at 98 and 99.5 %, RigL > SET > static beyond their intervals. The measured table and its time are in README.md.
+Expected: at 98 and 99.5 %, RigL > SET > static beyond their intervals. README.md has the measured table and its time.
 """
 
 from pathlib import Path
