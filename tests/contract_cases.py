@@ -130,7 +130,12 @@ INNERS = {
         lambda: optax.chain(optax.add_decayed_weights(0.01), optax.sgd(0.0625, momentum=0.5, nesterov=True))
     ),
     "lion": Inner(lambda: optax.lion(0.0078125, weight_decay=0.125)),
-    "clip": Inner(lambda: optax.chain(optax.clip_by_global_norm(1.0), optax.rmsprop(1e-2, momentum=0.9))),
+    # One norm over weights and gradients: it shows whatever is not masked on the way in.
+    "clip": Inner(
+        lambda: optax.chain(
+            optax.add_decayed_weights(0.5), optax.clip_by_global_norm(1.0), optax.rmsprop(1e-2, momentum=0.9)
+        )
+    ),
     "adagrad": Inner(lambda: optax.adagrad(0.05, initial_accumulator_value=0.1), start=0.1),
     "sgd": Inner(lambda: optax.sgd(0.125, momentum=0.75)),
 }

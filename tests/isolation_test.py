@@ -42,7 +42,7 @@ CORE = {
         )
     },
 }
-OUTER = ["kernels", "formats", "models", "data", "training", "cli", "launch", "report"]
+OUTER = ["files", "kernels", "formats", "models", "data", "training", "cli", "launch", "report"]
 
 
 def sources(part):

@@ -36,7 +36,7 @@ def top_among(scores, allowed, k):
 
 
 def erk(shapes, density):
-    """ERK densities epsilon (sum of sizes / product), the product at most 1, else the layers of largest share are dense.
+    """ERK densities epsilon (sum of sizes / product), or 1 for the layers where that would pass 1.
 
     epsilon = [sum over free layers (N - floor(s N)) - over dense floor(s N)] / (over free ones raw N).
     """
