@@ -1,6 +1,6 @@
 # make run       the comparison on digits              make test      lint, types, and every test but the long ones
 # make lint      ruff and mypy alone                   make test-all  the long tests too
-# make contract  the contract test alone               make clean     removes what was built here
+# make contract  what every method guarantees            make clean     removes what was built here
 #
 # PYTHON=python3.12 make run picks another interpreter; VENV=DIR keeps its environment in a place of its own.
 PYTHON ?= python3
@@ -21,7 +21,7 @@ test-all: lint
 	$(PYTEST)
 
 contract: $(STAMP)
-	$(PYTEST) tests/contract_test.py
+	$(PYTEST) tests/contract_test.py tests/methods_test.py tests/impossible_test.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -192,8 +192,10 @@ def _update(method: _Method, grads: PyTree, state: SparseState, params: PyTree, 
     old = [None if isinstance(m, optax.MaskedNode) else m for m in structure.flatten_up_to(state.masks)]
     new, refused = _next_masks(method, due, old, grads, state, params)
     masks = structure.unflatten(new)
-    # Off the mask, moments are fresh on the way in at every step, so they are where a weight comes in. Reading the old
-    # masks too, to reset at the change alone, keeps them alive beside the new ones: 1.9 x the bare step, not 1.2 x.
+    # Off the mask, moments are fresh on the way in at every step. A weight that comes in has thus seen one step with
+    # neither gradient nor weight, which leaves the moments of most optimizers fresh (not rmsprop's initial scale).
+    # Reading the old masks too, to reset at the change alone, keeps them alive beside the new ones: 1.9 x the bare
+    # step, not 1.2 x.
     inner_state = reset_off(method.inner, state.inner_state, params, new)
     step, inner_state = method.inner.update(
         apply_masks(grads, masks), inner_state, apply_masks(params, masks), **extra_args

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import jax
@@ -16,19 +17,20 @@ PyTree = Any
 def owned_leaves(state: PyTree, params: PyTree) -> list[int | None]:
     """For each leaf of `state`, the index of the parameter it belongs to, or None.
 
-    A state leaf belongs to the parameter with the longest path that ends the leaf's own path, if the shapes agree: so
-    moments are found in any optimizer, known or not, and factored moments and counters are left alone.
+    A state leaf belongs to a parameter whose path ends the leaf's own path, if the shapes agree; among several, to the
+    one under whose prefix the most parameters are found. So moments are found in any optimizer, known or not, and
+    factored moments and counters are left alone.
     """
     owners = {
         path_parts(path): (i, leaf.shape) for i, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(params))
     }
-    found: list[int | None] = []
+    candidates = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         parts = path_parts(path)
-        suffixes = (owners.get(parts[start:]) for start in range(len(parts) + 1))
-        owner = next((owner for owner in suffixes if owner is not None), None)
-        found.append(owner[0] if owner is not None and jnp.shape(leaf) == owner[1] else None)
-    return found
+        ends = [(parts[:start], owners.get(parts[start:])) for start in range(len(parts) + 1)]
+        candidates.append([(prefix, owner[0]) for prefix, owner in ends if owner and owner[1] == jnp.shape(leaf)])
+    hosted = Counter(prefix for fits in candidates for prefix, _ in fits)
+    return [max(fits, key=lambda fit: hosted[fit[0]])[1] if fits else None for fits in candidates]
 
 
 def params_shaped(state: PyTree, params: PyTree) -> list[dict[str, jax.Array]]:

@@ -69,7 +69,8 @@ def drop_and_grow(
     """Drops the k lowest-scoring active units of each layer and grows k others, inside the groups of the pattern.
 
     k = floor(fraction * n) of the layer's n active units. A dropped unit may grow again (then it keeps its value and
-    moments) unless `regrow_dropped` is False; it then comes back only where nothing else is free.
+    moments) unless `regrow_dropped` is False; it then comes back only where nothing else is free. Where the kept
+    count also shrinks (a gradual phase), prune with `keep_best` first.
 
     Args:
       leaf: with the fraction to move.
