@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
+from sparsejax.selection.lots import lots
+
 if TYPE_CHECKING:
     from sparsejax.transforms.core import Leaf
 
@@ -31,5 +33,5 @@ def saliency(leaf: Leaf) -> jax.Array:
 
 def random(leaf: Leaf) -> jax.Array:
     """Uniform integers in [1, 2^32 - 2], drawn with the leaf's key. Source: SET, Mocanu 2018, arXiv:1707.04780."""
-    bits = jax.random.bits(leaf.key, leaf.weight.shape, jnp.uint32)
-    return jnp.clip(bits, jnp.uint32(1), jnp.uint32(2**32 - 2))
+    drawn = lots(leaf.key, leaf.weight.shape)
+    return drawn.keys(*drawn.operands)

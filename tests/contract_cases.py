@@ -259,7 +259,8 @@ def _custom(inner, form, *, sparsity, seed=0):
     """A method of a user's own: dense, pruned gradually, rewired, fixed."""
 
     def new_mask(leaf):
-        return sparsejax.drop_and_grow(leaf._replace(mask=sparsejax.keep_best(leaf)), criteria.gradient)
+        pruned = leaf._replace(mask=(yield from sparsejax.keep_best(leaf)))
+        return (yield from sparsejax.drop_and_grow(pruned, criteria.gradient))
 
     return sparsejax.sparse_wrapper(inner, new_mask, plan=PLAN, sparsity=sparsity, seed=seed, layout=LAYOUTS.get(form))
 

@@ -1,5 +1,6 @@
 """Pairs of what a sparse transformation may meet: inner optimizers, outer wrappers, module systems, dtypes, devices."""
 
+import contextlib
 import itertools
 import re
 from typing import NamedTuple
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from contract_cases import FORMS, LAYOUTS, NnxModel, arrays
+from devices import many_devices
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -171,6 +173,11 @@ def quickly_compiled():
 
 def trained(cell, steps=4):
     """The params before and after some steps, the optimizer states before and after, how often the step was traced."""
+    with many_devices() if cell.devices > 1 else contextlib.nullcontext():
+        return _trained(cell, steps)
+
+
+def _trained(cell, steps):
     tx = wrapped(cell)
     extra = {"value": jnp.float32(1.0)} if cell.inner == "value" else {}
     make_params = FORMS["nnx" if cell.system == "nnx optimizer" else cell.system]

@@ -19,6 +19,7 @@ import pytest
 from contract_cases import FORMS, INNERS, ROWS, STEPS, arrays
 from contract_cells import CELLS, gathered, placements, quickly_compiled, trained
 from contract_cells import INNERS as EVERY_INNER
+from devices import many_devices
 from jax.sharding import AxisType
 
 import sparsejax
@@ -270,7 +271,7 @@ def check_sharded(row, lane, axis_type):
     shard = min(weight.size for weight in lane.weights[0]) // 8
     at = lambda tree, t: jax.tree.map(lambda x: x[t], tree)
     due = [t for t in range(1, STEPS) if row.due(t)] or [1]
-    with jax.set_mesh(mesh):
+    with many_devices(), jax.set_mesh(mesh):
         placed = jax.device_put(lane.params, places)
         start = jax.block_until_ready(jax.jit(tx.init)(placed))
         for mask, wanted, place in zip(

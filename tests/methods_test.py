@@ -7,6 +7,7 @@ import optax
 import oracles
 import pytest
 from contract_cells import gathered, placements, quickly_compiled
+from devices import many_devices
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from small_tree import SGD, small, updated
 
@@ -189,7 +190,7 @@ def test_lanes_on_many_devices(axis_type):
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(axis_type,) * 2)
     places = placements(params, mesh)
     lanes = lambda x: NamedSharding(mesh, PartitionSpec(None, *(("x", "y") if x.shape[1:] == (64, 32) else ())))
-    with jax.set_mesh(mesh):
+    with many_devices(), jax.set_mesh(mesh):
         states = jax.device_put(states, jax.tree.map(lanes, states))
         args = (jax.device_put(grads, places), states, jax.device_put(params, places))
         program = jax.jit(jax.vmap(tx.update, in_axes=(None, 0, None))).lower(*args).compile()

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from devices import many_devices
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -228,7 +229,7 @@ def test_sharded_scores_give_the_same_mask(kind, spec):
     scores = scores_of((64, 48))
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind, kind))
     cases = ((nm(2, 4), 2), (nm(2, 32), 2), (block((4, 4)), 20), (block((5, 5)), 20), (channel(), 7))
-    with jax.set_mesh(mesh):
+    with many_devices(), jax.set_mesh(mesh):
         placed = jax.device_put(scores, NamedSharding(mesh, PartitionSpec(*spec)))
         masks = jax.jit(lambda placed: [pattern_mask(pattern, placed, count) for pattern, count in cases])(placed)
     alone = jax.jit(lambda scores: [pattern_mask(pattern, scores, count) for pattern, count in cases])(scores)

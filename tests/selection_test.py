@@ -8,15 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from devices import many_devices
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from sparsejax import selection
 from sparsejax.selection import (
     Scores,
     as_count,
     count_true,
+    counts,
     kth_largest,
     minus,
     order_key,
@@ -134,15 +135,6 @@ def test_counts_beyond_sixteen_bits():
     scores[100_000:300_000] = 0.25
     for k in (65_535, 65_536, 65_537, 131_072, 250_000):
         np.testing.assert_array_equal(top(scores, k), oracle(scores, k))
-
-
-@pytest.mark.parametrize("bits", [1, 4])
-def test_bits_per_pass_change_nothing_but_the_speed(bits, monkeypatch):
-    scores = np.resize(special(np.dtype(np.float32)), (4, 6))
-    monkeypatch.setattr(selection, "BITS_PER_PASS", bits)
-    other = jax.jit(lambda scores, k: top_mask(scores, k))
-    for k in (0, 5, 13, 24):
-        np.testing.assert_array_equal(other(scores, k), oracle(scores, k))
 
 
 def test_wide_types_under_x64():
@@ -271,7 +263,7 @@ def test_one_threshold_refuses_scores_of_several_types():
 def test_two_words_of_counts_and_indices(word, axes, monkeypatch):
     scores = np.random.default_rng(9).integers(-2, 2, (3, 4, 5)).astype(np.float32)
     size = math.prod(scores.shape[axis] for axis in axes)
-    monkeypatch.setattr(selection, "WORD", word)
+    monkeypatch.setattr(counts, "WORD", word)
     small = jax.jit(lambda scores, k: top_mask(scores, k, axes=axes))
     for k in (0, 1, size // 2, size - 1, size):
         np.testing.assert_array_equal(small(scores, k), oracle(scores, k, axes), err_msg=f"k = {k}")
@@ -280,7 +272,7 @@ def test_two_words_of_counts_and_indices(word, axes, monkeypatch):
 def test_two_words_across_leaves(monkeypatch):
     random = np.random.default_rng(16)
     arrays = [random.integers(-1, 2, shape).astype(np.float32) for shape in ((3, 4), (5, 2, 2))]
-    monkeypatch.setattr(selection, "WORD", 6)
+    monkeypatch.setattr(counts, "WORD", 6)
     joined = np.concatenate([array.ravel() for array in arrays])
     small = jax.jit(lambda arrays, k: across(arrays, k))
     for k in (0, 7, 16, 31, 32):
@@ -289,7 +281,7 @@ def test_two_words_across_leaves(monkeypatch):
 
 @pytest.mark.parametrize("word", [4, 30, 2**32])
 def test_counts_over_some_axes(word, monkeypatch):
-    monkeypatch.setattr(selection, "WORD", word)
+    monkeypatch.setattr(counts, "WORD", word)
     mask = np.random.default_rng(10).random((3, 4, 5)) < 0.6
     for axes in ((0,), (0, 1), (1, 2), (0, 1, 2), ()):
         found = count_true([jnp.asarray(mask), jnp.asarray(~mask)], axes)
@@ -306,20 +298,20 @@ def integer(count):
 def test_counts_of_many_rows_carry():
     rows = np.random.default_rng(11).integers(2**31, 2**32, (70_001, 1)).astype(np.uint32)
     rows[:70_000] |= 0xFFFF
-    total = selection._summed(as_count(jnp.asarray(rows)), (0,))
+    total = counts.total(as_count(jnp.asarray(rows)), (0,))
     assert integer(total).item() == int(rows.astype(object).sum())
 
 
 # Arithmetic of counts. Jitted, so that hundreds of examples cost little.
 
 words = [(0, 200), (2**16 - 2, 2**16 + 2), (2**31 - 2, 2**33), (0, 2**48 - 1)]
-counts = st.one_of([st.integers(*ends) for ends in words])
-jit_minus, jit_plus, jit_min = (jax.jit(f) for f in (minus, lambda *each: selection._plus(each), selection._min))
+whole = st.one_of([st.integers(*ends) for ends in words])
+jit_minus, jit_plus, jit_min = (jax.jit(f) for f in (minus, lambda *each: counts.plus(each), counts.smaller))
 jit_scaled = jax.jit(scaled, static_argnames="rounding")
 
 
 @fast
-@given(a=counts)
+@given(a=whole)
 def test_a_python_integer_becomes_a_count(a):
     count = as_count(a)
     assert integer(count).item() == a
@@ -330,7 +322,7 @@ def test_a_python_integer_becomes_a_count(a):
 
 
 @fast
-@given(a=counts, b=counts)
+@given(a=whole, b=whole)
 def test_count_arithmetic_is_that_of_integers(a, b):
     x, y = as_count(a), as_count(b)
     assert integer(jit_minus(x, y)).item() == max(a - b, 0)
@@ -415,7 +407,7 @@ def collectives(hlo):
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 def test_sharded_scores_give_the_same_mask_without_a_gather(kind, spec):
     scores = np.random.default_rng(14).integers(-9, 9, (64, 48)).astype(np.float32)
-    with jax.set_mesh(mesh(kind)):
+    with many_devices(), jax.set_mesh(mesh(kind)):
         sharding = NamedSharding(mesh(kind), PartitionSpec(*spec))
         placed = jax.device_put(scores, sharding)
         for axes, slices in ((None, 1), ((1,), 64)):
@@ -432,7 +424,7 @@ def test_sharded_scores_give_the_same_mask_without_a_gather(kind, spec):
 def test_sharded_random_ties_are_those_of_one_device(kind):
     scores = np.zeros((64, 48), np.float32)
     alone = top(scores, 1_000, ties=jax.random.key(4))
-    with jax.set_mesh(mesh(kind)):
+    with many_devices(), jax.set_mesh(mesh(kind)):
         placed = jax.device_put(scores, NamedSharding(mesh(kind), PartitionSpec("x", "y")))
         mask = jax.jit(top_mask)(placed, 1_000, ties=jax.random.key(4))
         assert mask.sharding.spec == PartitionSpec("x", "y")
@@ -444,7 +436,7 @@ def test_one_threshold_over_sharded_leaves(kind):
     random = np.random.default_rng(15)
     arrays = [random.integers(-5, 5, shape).astype(np.float32) for shape in ((64, 16), (32, 8, 4), (40,))]
     specs = (PartitionSpec("x", "y"), PartitionSpec(None, "x"), PartitionSpec("y"))
-    with jax.set_mesh(mesh(kind)):
+    with many_devices(), jax.set_mesh(mesh(kind)):
         placed = [jax.device_put(a, NamedSharding(mesh(kind), spec)) for a, spec in zip(arrays, specs, strict=True)]
         run = jax.jit(across).lower(placed, 1_500).compile()
         masks = run(placed, 1_500)

@@ -8,7 +8,7 @@ inner step; (d) `-w` is emitted off the mask, so that `w + update` is exactly 0 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any, NamedTuple
 
 import jax
@@ -20,10 +20,11 @@ from sparsejax import schedules
 from sparsejax.leaves import Axes, Layout, Where
 from sparsejax.masks import apply_masks
 from sparsejax.patterns import Pattern
-from sparsejax.selection import Count, count_true
+from sparsejax.selection import Count, Scores, count_true
 from sparsejax.state import SparseState
 from sparsejax.transforms.batching import any_lane
 from sparsejax.transforms.inner import params_shaped, reset_off
+from sparsejax.transforms.lockstep import run_each, run_together
 from sparsejax.transforms.start import (
     Choice,
     Distribution,
@@ -83,8 +84,9 @@ class Leaf(NamedTuple):
 
 
 NEVER = (schedules.fixed(),)
-NewMask = Callable[[Leaf], jax.Array]
-NewMasks = Callable[[list[Leaf]], list[jax.Array]]
+# A rule gives the mask, or is a generator that asks for selections on its way to it (see `transforms.rules`).
+NewMask = Callable[[Leaf], jax.Array | Generator[Any, Any, jax.Array]]
+NewMasks = Callable[[list[Leaf]], list[jax.Array] | Generator[Any, Any, list[jax.Array]]]
 
 
 class _Method(NamedTuple):
@@ -174,8 +176,16 @@ def _init(method: _Method, params: PyTree) -> SparseState:
     else:
         flat, extra = starting_masks(params, method.choice, key)
     masks = jax.tree.unflatten(jax.tree.structure(params), flat)
-    inner_state = _copied(method.inner.init(apply_masks(params, masks)), params)
+    seen = apply_masks(params, masks) if _reads_values(method.inner.init, params) else params
+    inner_state = _copied(method.inner.init(seen), params)
     return SparseState(jnp.zeros([], jnp.int32), key, masks, inner_state, jnp.zeros([], jnp.int32), extra)
+
+
+def _reads_values(init: Callable[[PyTree], PyTree], params: PyTree) -> bool:
+    """Whether an inner state holds more of the params than their shapes; masking them for nothing costs a second."""
+    jaxpr = jax.make_jaxpr(init)(params).jaxpr
+    read = {id(var) for equation in jaxpr.eqns for var in equation.invars} | {id(var) for var in jaxpr.outvars}
+    return any(id(var) in read for var in jaxpr.invars)
 
 
 def _copied(state: PyTree, params: PyTree) -> PyTree:
@@ -233,6 +243,9 @@ def _leaves_at(method: _Method, specs: list[Spec], masks, grads, state: SparseSt
     weights, gradients = lax.stop_gradient((jax.tree.leaves(params), structure.flatten_up_to(grads)))
     owned = params_shaped(state.inner_state, params)
     fraction = schedules.drop_fraction(method.choice.plan, state.count)
+    table = None
+    if method.choice.has_ramp:
+        table = state.extra[:, schedules.ramp_index(method.choice.plan, state.count)]
     leaves = []
     for row, spec in enumerate(specs):
         i = spec.position
@@ -242,7 +255,7 @@ def _leaves_at(method: _Method, specs: list[Spec], masks, grads, state: SparseSt
             weight=weights[i],
             grad=gradients[i],
             mask=masks[i],
-            keep=_keep(method.choice, 0 if method.choice.one_budget else row, state, spec, masks[i]),
+            keep=_keep(None if table is None else table[0 if method.choice.one_budget else row], spec, masks[i]),
             fraction=fraction,
             key=key,
             ties=jax.random.fold_in(key, 1) if method.ties == "random" else None,
@@ -255,24 +268,51 @@ def _leaves_at(method: _Method, specs: list[Spec], masks, grads, state: SparseSt
     return leaves
 
 
-def _keep(choice: Choice, row: int, state: SparseState, spec: Spec, mask: jax.Array) -> Count:
-    """Units to keep in each group: from the ramp's table, or without a ramp as many as now."""
-    if choice.has_ramp:
-        return Count(*state.extra[row, schedules.ramp_index(choice.plan, state.count)])
+def _keep(row: jax.Array | None, spec: Spec, mask: jax.Array) -> Count:
+    """Units to keep in each group: by the ramp's table, or without a ramp as many as now."""
+    if row is not None:
+        return Count(row[0], row[1])
     active = spec.pattern.units(mask.astype(jnp.float32), spec.axes) > 0
     return count_true([active], spec.pattern.group_axes(mask.shape, spec.axes))[0]
 
 
 def _changed(method: _Method, due: jax.Array, leaves: list[Leaf]) -> tuple[list[jax.Array], jax.Array]:
     """New masks where this lane's update is due and the leaf is finite; and how many leaves were not."""
-    finite = [jnp.all(jnp.isfinite(leaf.weight)) & jnp.all(jnp.isfinite(leaf.grad)) for leaf in leaves]
-    if method.new_masks is not None:  # ranked together: one leaf that is not finite upsets the count of all
-        proposed, accept = method.new_masks(leaves), [jnp.stack(finite).all()] * len(leaves)
-    else:
-        assert method.new_mask is not None
-        proposed, accept = [method.new_mask(leaf) for leaf in leaves], finite
+    proposed, finite = _proposed(method, leaves)
+    accept = [jnp.stack(finite).all()] * len(leaves) if method.new_masks is not None else finite
     chosen = [jnp.where(due & ok, new, leaf.mask) for new, ok, leaf in zip(proposed, accept, leaves, strict=True)]
-    return chosen, jnp.where(due, sum((~ok).astype(jnp.int32) for ok in finite), 0)
+    return chosen, jnp.where(due, jnp.sum(~jnp.stack(finite), dtype=jnp.int32), 0)
+
+
+def _proposed(method: _Method, leaves: list[Leaf]) -> tuple[list[jax.Array], list[jax.Array]]:
+    """The masks that the rule gives, and whether each leaf is finite: a rule in steps counts that as it selects."""
+    if method.new_masks is not None:  # ranked together: one leaf that is not finite upsets the count of all
+        masks = method.new_masks(leaves)
+        if isinstance(masks, Generator):
+            return run_together(masks, [_finite_units(leaf) for leaf in leaves])
+        return masks, [_is_finite(leaf) for leaf in leaves]
+    assert method.new_mask is not None
+    found: list[Any] = [method.new_mask(leaf) for leaf in leaves]
+    steps = [i for i, each in enumerate(found) if isinstance(each, Generator)]
+    masks, finite = run_each([found[i] for i in steps], [_finite_units(leaves[i]) for i in steps])
+    for i, mask in zip(steps, masks, strict=True):
+        found[i] = mask
+    known = dict(zip(steps, finite, strict=True))
+    return found, [known[i] if known.get(i) is not None else _is_finite(leaf) for i, leaf in enumerate(leaves)]
+
+
+def _is_finite(leaf: Leaf) -> jax.Array:
+    return jnp.all(jnp.isfinite(leaf.weight)) & jnp.all(jnp.isfinite(leaf.grad))
+
+
+def _finite_units(leaf: Leaf) -> Scores:
+    """Which units of the leaf have a finite weight and gradient throughout."""
+    both = lambda weight, grad: jnp.isfinite(weight) & jnp.isfinite(grad)
+    units = [leaf.pattern.units(x, leaf.axes) for x in (leaf.weight, leaf.grad)]
+    if units[0].size == leaf.weight.size:
+        return Scores(both, tuple(units))
+    pooled = leaf.pattern.units(both(leaf.weight, leaf.grad).astype(jnp.float32), leaf.axes)
+    return Scores(lambda share: share >= 1, (pooled,))
 
 
 def _emit(step: jax.Array, weight: jax.Array, mask: jax.Array | None, hold: jax.Array | None) -> jax.Array:

@@ -12,7 +12,7 @@ from sparsejax.criteria import Criterion
 from sparsejax.leaves import Layout, Where
 from sparsejax.schedules import Plan, check_steps, rewire
 from sparsejax.transforms.core import Leaf, sparse_wrapper
-from sparsejax.transforms.rules import drop_and_grow
+from sparsejax.transforms.rules import Rule, drop_and_grow
 from sparsejax.transforms.start import Distribution, Patterns
 
 
@@ -138,7 +138,7 @@ def rigl(
     )
 
 
-def _mover(grow: Criterion, regrow_dropped: bool, rounding: str, signed: bool = False) -> Callable[[Leaf], jax.Array]:
+def _mover(grow: Criterion, regrow_dropped: bool, rounding: str, signed: bool = False) -> Callable[[Leaf], Rule]:
     if rounding not in ("floor", "ceil"):
         raise ValueError(f"drop_rounding={rounding!r}: 'floor' or 'ceil'")
     return lambda leaf: drop_and_grow(leaf, grow, regrow_dropped=regrow_dropped, rounding=rounding, signed=signed)

@@ -1,7 +1,12 @@
-"""The two rules of which most methods are made: keep the best, and drop some to grow others."""
+"""The two rules of which most methods are made: keep the best, and drop some to grow others.
+
+Rules are generators: `mask = yield Request(...)` selects, together with what the rules of all other leaves ask for, and
+`mask = yield from keep_best(leaf)` runs one rule inside another.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Generator
 from typing import Any
 
 import jax
@@ -9,31 +14,60 @@ import jax.numpy as jnp
 
 from sparsejax import criteria
 from sparsejax.criteria import Criterion
-from sparsejax.selection import Scores, count_true, minus, order_key, scaled, select, select_across
+from sparsejax.selection import AllBut, Chosen, Count, Request, Scores, count_true, order_key
+from sparsejax.selection.counts import plus
+from sparsejax.selection.keys import highest
+from sparsejax.selection.lots import lots
 from sparsejax.transforms.core import Leaf
+from sparsejax.transforms.lockstep import Together
+
+Rule = Generator[Any, Any, jax.Array]
 
 
 def unit_keys(criterion: Criterion, leaf: Leaf, dtype: Any = None) -> Scores:
-    """The criterion's scores of the leaf's units as keys; element-wise ones are computed in the selection's passes.
+    """The criterion's scores of the leaf's units as keys; element-wise ones are computed where they are read.
 
     Scores are compared in `dtype`, by default their own; leaves of several dtypes need one that holds them all.
     """
-    pooled = jax.eval_shape(lambda: leaf.pattern.units(leaf.weight, leaf.axes)).size != leaf.weight.size
-    if pooled or criterion is criteria.random:  # drawing bits anew in every pass would cost more than to store them
+    units = jax.eval_shape(lambda: leaf.pattern.units(leaf.weight, leaf.axes))
+    if criterion is criteria.random:
+        return lots(leaf.key, units.shape)
+    if units.size != leaf.weight.size:  # pooled
         scores = leaf.pattern.units(criterion(leaf), leaf.axes)
         return Scores(order_key, (scores if dtype is None else scores.astype(dtype),))
-    weight, grad, mask = (leaf.pattern.units(x, leaf.axes) for x in (leaf.weight, leaf.grad, leaf.mask))
-    rest = {name: leaf.pattern.units(x, leaf.axes) for name, x in leaf.inner.items()}
 
-    def keys(weight, grad, mask, rest):
-        scores = criterion(leaf._replace(weight=weight, grad=grad, mask=mask, inner=rest))
+    def keys(weight, grad, mask, inner):
+        scores = criterion(leaf._replace(weight=weight, grad=grad, mask=mask, inner=inner))
         return order_key(scores if dtype is None else scores.astype(dtype))
 
-    return Scores(keys, (weight, grad, mask, rest))
+    return _of_what_is_read(keys, jax.tree.map(lambda x: leaf.pattern.units(x, leaf.axes), _arrays(leaf)))
+
+
+def _arrays(leaf: Leaf) -> tuple[Any, ...]:
+    return leaf.weight, leaf.grad, leaf.mask, leaf.inner
+
+
+def _of_what_is_read(fn: Callable[..., jax.Array], operands: tuple[Any, ...]) -> Scores:
+    """Scores with those of the operands that the function reads: moments that nobody ranks by must not be passed on."""
+    structure: Any
+    leaves, structure = jax.tree.flatten(operands)
+    jaxpr = jax.make_jaxpr(lambda leaves: fn(*structure.unflatten(leaves)))(leaves).jaxpr
+    used = {id(var) for equation in jaxpr.eqns for var in equation.invars} | {id(var) for var in jaxpr.outvars}
+    read = [i for i, var in enumerate(jaxpr.invars) if id(var) in used]
+
+    def keys(*given):
+        filled = [jnp.zeros(x.shape, x.dtype) for x in leaves]
+        for i, x in zip(read, given, strict=True):
+            filled[i] = x
+        return fn(*structure.unflatten(filled))
+
+    return Scores(keys, tuple(leaves[i] for i in read))
 
 
 def unit_mask(leaf: Leaf) -> jax.Array:
     """The leaf's mask over its units: True where a unit keeps any weight."""
+    if jax.eval_shape(lambda: leaf.pattern.units(leaf.weight, leaf.axes)).size == leaf.weight.size:
+        return leaf.pattern.units(leaf.mask, leaf.axes)
     return leaf.pattern.units(leaf.mask.astype(jnp.float32), leaf.axes) > 0
 
 
@@ -42,19 +76,25 @@ def among(scores: Scores, allowed: jax.Array) -> Scores:
     return Scores(lambda *read: jnp.where(read[-1], scores.keys(*read[:-1]), 0), (*scores.operands, allowed))
 
 
-def keep_best(leaf: Leaf, criterion: Criterion = criteria.magnitude) -> jax.Array:
+def keep_best(leaf: Leaf, criterion: Criterion = criteria.magnitude) -> Rule:
     """The mask of the `leaf.keep` best active units of each group: what is pruned stays pruned."""
     group = leaf.pattern.group_axes(leaf.weight.shape, leaf.axes)
-    chosen = select(among(unit_keys(criterion, leaf), unit_mask(leaf)), leaf.keep, group, leaf.ties)
-    return leaf.pattern.expand(chosen, leaf.weight.shape, leaf.axes)
+    chosen = yield Request(among(unit_keys(criterion, leaf), unit_mask(leaf)), leaf.keep, group, leaf.ties)
+    return leaf.pattern.expand(chosen.mask, leaf.weight.shape, leaf.axes)
 
 
-def keep_best_globally(leaves: list[Leaf], criterion: Criterion = criteria.magnitude) -> list[jax.Array]:
+def keep_best_globally(
+    leaves: list[Leaf], criterion: Criterion = criteria.magnitude
+) -> Generator[Together, list[Chosen], list[jax.Array]]:
     """The masks of the `keep` best active weights over all leaves: one threshold, nothing concatenated."""
     dtype = jnp.result_type(*(jax.eval_shape(lambda leaf=leaf: criterion(leaf)) for leaf in leaves))
-    scores = [among(unit_keys(criterion, leaf, dtype), leaf.mask) for leaf in leaves]
-    ties = [leaf.ties for leaf in leaves if leaf.ties is not None] or None
-    return select_across(scores, leaves[0].keep, ties)
+    keep = leaves[0].keep
+    requests = [
+        Request(among(unit_keys(criterion, leaf, dtype), leaf.mask), keep, tuple(range(leaf.mask.ndim)), leaf.ties)
+        for leaf in leaves
+    ]
+    chosen = yield Together(requests, keep)
+    return [each.mask for each in chosen]
 
 
 def drop_and_grow(
@@ -65,12 +105,12 @@ def drop_and_grow(
     regrow_dropped: bool = True,
     rounding: str = "floor",
     signed: bool = False,
-) -> jax.Array:
+) -> Rule:
     """Drops the k lowest-scoring active units of each layer and grows k others, inside the groups of the pattern.
 
     k = floor(fraction * n) of the layer's n active units. A dropped unit may grow again (then it keeps its value and
-    moments) unless `regrow_dropped` is False; it then comes back only where nothing else is free. Where the kept
-    count also shrinks (a gradual phase), prune with `keep_best` first.
+    moments) unless `regrow_dropped` is False; it then comes back only where nothing else is free. Each group keeps as
+    many units as it has; where the kept count also shrinks (a gradual phase), prune with `keep_best` first.
 
     Args:
       leaf: with the fraction to move.
@@ -82,23 +122,23 @@ def drop_and_grow(
     group = leaf.pattern.group_axes(leaf.weight.shape, leaf.axes)
     layer = leaf.pattern.slice_axes(leaf.weight.shape, leaf.axes)
     assert leaf.fraction is not None, "a rule that drops and grows needs a plan with a rewire phase"
-    survivors = jnp.zeros_like(active)
-    for part in _signs(leaf, active) if signed else (active,):
-        n = count_true([part], layer)[0]
-        stay = minus(n, scaled(n, leaf.fraction, rounding))
-        survivors |= select(among(unit_keys(drop, leaf), part), stay, layer, leaf.ties)
-    free = ~survivors if regrow_dropped else ~active
-    scores = unit_keys(grow, leaf)
+    scores, stay = unit_keys(drop, leaf), AllBut(leaf.fraction, rounding)
+    parts = _signs(leaf, active) if signed else [active]
+    stays = yield [Request(among(scores, part), stay, layer, leaf.ties) for part in parts]
+    survivors = stays[0].mask if len(stays) == 1 else stays[0].mask | stays[1].mask
+    count: Count = plus([each.candidates for each in stays]) if group == layer else count_true([active], group)[0]
+    wanted = unit_keys(grow, leaf)
+    wanted = wanted if regrow_dropped else among(wanted, ~active)
 
-    def keys(survivors, free, *read):
-        found = scores.keys(*read)
-        return jnp.where(survivors, jnp.array(jnp.iinfo(found.dtype).max, found.dtype), jnp.where(free, found, 0))
+    def keys(survivors, *read):
+        found = wanted.keys(*read)
+        return jnp.where(survivors, highest(found.dtype), found)
 
-    chosen = select(Scores(keys, (survivors, free, *scores.operands)), leaf.keep, group, leaf.ties)
-    return leaf.pattern.expand(chosen, leaf.weight.shape, leaf.axes)
+    chosen = yield Request(Scores(keys, (survivors, *wanted.operands)), count, group, leaf.ties)
+    return leaf.pattern.expand(chosen.mask, leaf.weight.shape, leaf.axes)
 
 
-def _signs(leaf: Leaf, active: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _signs(leaf: Leaf, active: jax.Array) -> list[jax.Array]:
     """The active units with a weight >= 0, and those with a weight < 0."""
     negative = leaf.pattern.units(leaf.weight, leaf.axes) < 0
-    return active & ~negative, active & negative
+    return [active & ~negative, active & negative]

@@ -14,7 +14,8 @@ from sparsejax.distributions import erk, uniform
 from sparsejax.leaves import Axes, Layout, Where, checked_axes, leaf_path, named_leaves, select_leaves
 from sparsejax.masks import flat_masks
 from sparsejax.patterns import NM, Pattern, check_pattern_globs, kept_units, pattern_of
-from sparsejax.selection import Scores, order_key, select
+from sparsejax.selection import arena, order_key
+from sparsejax.selection.random_masks import Draw, drawn_masks
 
 PyTree = Any
 Distribution = Callable[..., PyTree]
@@ -113,8 +114,13 @@ def starting_masks(params: PyTree, choice: Choice, key: jax.Array) -> tuple[list
         keeps = [kept_units(size, 1 - density) for size, density in zip(sizes, densities, strict=True)]
         tables = [_keep_table(size, 1 - density, choice.plan) for size, density in zip(sizes, densities, strict=True)]
     flat: list[jax.Array | None] = [None] * len(leaves)
-    for spec, keep in zip(specs, keeps, strict=True):
-        flat[spec.position] = _start_mask(choice.start, leaves[spec.position], spec, keep, key)
+    weights = [leaves[spec.position] for spec in specs]
+    if choice.start == "random":
+        started = _random_masks(weights, specs, keeps, key)
+    else:
+        started = [jnp.ones(weight.shape, bool) for weight in weights]
+    for spec, weight, mask in zip(specs, weights, started, strict=True):
+        flat[spec.position] = _beside(mask, weight)
     if not choice.has_ramp:
         return flat, ()
     return flat, jnp.asarray(tables, jnp.uint32).reshape(len(tables), len(schedules.ramp_values(choice.plan)), 2)
@@ -186,17 +192,20 @@ def _keep_table(units: int, sparsity: float, plan: schedules.Plan) -> list[list[
     return [[count >> 16, count & 0xFFFF] for count in counts]
 
 
-def _start_mask(start: str, weight: jax.Array, spec: Spec, keep: int, key: jax.Array) -> jax.Array:
-    """One leaf's mask at init: all True ("dense"), or drawn at random with the kept count ("random")."""
-    if start == "dense":
-        return _beside(jnp.ones(weight.shape, bool), weight)
-    bits = jax.random.bits(leaf_key(key, spec.path), weight.shape, jnp.uint32)
-    units = Scores(order_key, (spec.pattern.units(bits, spec.axes),))
-    chosen = select(units, keep, spec.pattern.group_axes(weight.shape, spec.axes))
-    return _beside(spec.pattern.expand(chosen, weight.shape, spec.axes), weight)
+def _random_masks(weights: list[jax.Array], specs: list[Spec], keeps: list[int], key: jax.Array) -> list[jax.Array]:
+    """Masks drawn at random, each with its kept count in every group."""
+    requests = []
+    for weight, spec, keep in zip(weights, specs, keeps, strict=True):
+        units = jax.eval_shape(lambda w=weight, s=spec: s.pattern.units(w, s.axes)).shape
+        group = spec.pattern.group_axes(weight.shape, spec.axes)
+        requests.append(Draw(zlib.crc32(spec.path.encode()), units, group, keep))
+    masks = drawn_masks(key, requests)
+    return [spec.pattern.expand(m, w.shape, spec.axes) for m, spec, w in zip(masks, specs, weights, strict=True)]
 
 
 def _beside(mask: jax.Array, weight: jax.Array) -> jax.Array:
     """The mask, tied to the weight so that the compiler shards it alike; the comparison never holds."""
+    if arena.on_one_device():
+        return mask
     key = order_key(weight)
     return mask ^ (key == jnp.array(jnp.iinfo(key.dtype).max, key.dtype))

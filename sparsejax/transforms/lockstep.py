@@ -1,0 +1,89 @@
+"""Rules of many leaves run side by side: what all of them ask for at once is selected by one program."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from sparsejax.selection import Count, Request, Scores, answered, answered_together
+
+
+class Together(NamedTuple):
+    """Asks for the `keep` best entries over all leaves.
+
+    Attributes:
+      requests: one a leaf; what they ask to keep is not read.
+      keep: a Count.
+    """
+
+    requests: list[Request]
+    keep: Count
+
+
+# A rule in steps: it yields what it asks for and is sent the answer, in the same form; it returns the mask(s).
+Steps = Generator[Any, Any, Any]
+
+
+def run_each(steps: Sequence[Steps], finite: Sequence[Scores]) -> tuple[list[jax.Array], list[jax.Array]]:
+    """The masks of rules, one a leaf, that run in lock-step, and whether each leaf is finite.
+
+    Args:
+      steps: rules; each yields a Request, or a list of them.
+      finite: of each leaf, which of its units are finite (keys are bool).
+    """
+    masks: list[Any] = [None] * len(steps)
+    accept: list[Any] = [None] * len(steps)
+    sent: dict[int, Any] = dict.fromkeys(range(len(steps)))
+    first = True
+    while sent:
+        asked: dict[int, Any] = {}
+        for i, answer in sent.items():
+            try:
+                asked[i] = steps[i].send(answer)
+            except StopIteration as stop:
+                masks[i] = stop.value
+        if first:
+            asked = {i: _first(item, finite[i]) for i, item in asked.items()}
+        flat = [request for item in asked.values() for request in _listed(item)]
+        answers = iter(answered(flat))
+        sent = {}
+        for i, item in asked.items():
+            own = [next(answers) for _ in _listed(item)]
+            if first:
+                accept[i] = _none(own[0].refused)
+            sent[i] = own if isinstance(item, list) else own[0]
+        first = False
+    return masks, accept
+
+
+def run_together(steps: Steps, finite: Sequence[Scores]) -> tuple[list[jax.Array], list[jax.Array]]:
+    """The masks of one rule for all leaves, which yields Together, and whether each leaf is finite."""
+    accept: list[jax.Array] = []
+    answer = None
+    while True:
+        try:
+            asked = steps.send(answer)
+        except StopIteration as stop:
+            return stop.value, accept
+        if not accept:
+            told = [request._replace(finite=ok) for request, ok in zip(asked.requests, finite, strict=True)]
+            asked = asked._replace(requests=told)
+        answer = answered_together(asked.requests, asked.keep)
+        accept = accept or [_none(chosen.refused) for chosen in answer]
+
+
+def _listed(item: Any) -> list[Request]:
+    return item if isinstance(item, list) else [item]
+
+
+def _first(item: Any, finite: Scores) -> Any:
+    """The item with its first request told what is finite."""
+    if isinstance(item, list):
+        return [item[0]._replace(finite=finite), *item[1:]]
+    return item._replace(finite=finite)
+
+
+def _none(number: Count) -> jax.Array:
+    return (number.hi | number.lo) == 0
