@@ -1,0 +1,120 @@
+"""Programs on disk: which trials share them, that they give the same bits, and what a damaged one costs."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from sparsejax.training import compiling, train
+from sparsejax.training.compiling import CACHE, kept_in
+
+CONFIG = {
+    "method": "rigl",
+    "sparsity": 0.8,
+    "method_args": {"update_every": 5, "update_end": 12, "drop_fraction": 0.3},
+    "model_args": {"features": [12]},
+    "batch_size": 200,
+    "epochs": 2,
+    "learning_rate": 1e-2,
+    "weight_decay": 1e-4,
+    "seeds": 2,
+}
+SCRIPT = """
+import json, sys, warnings
+warnings.simplefilter("error")
+from sparsejax.training import train
+from sparsejax.training.profile import collected
+with collected() as profile:
+    train(json.loads(sys.argv[1]), sys.argv[2])
+print(json.dumps(profile.cache))
+"""
+
+
+def run(workdir, environment=None, **changes):
+    """Trains in a process of its own, as a worker of a sweep does; {"hits", "misses"} of its cache."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("JAX_COMPILATION_CACHE")}
+    env |= {"XLA_FLAGS": "", "PYTHONPATH": str(Path(__file__).resolve().parents[1]), **(environment or {})}
+    command = [sys.executable, "-c", SCRIPT, json.dumps(CONFIG | changes), str(workdir)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def entries(parent):
+    return sorted((parent / CACHE).glob("*/*-cache"))
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory):
+    """A directory with one run that found nothing in the cache."""
+    parent = tmp_path_factory.mktemp("runs")
+    found = run(parent / "first")
+    assert found["hits"] == 0 and found["misses"] == len(entries(parent)) > 3
+    return parent
+
+
+def metrics(workdir):
+    return (workdir / "metrics.jsonl").read_bytes()
+
+
+def test_the_same_trial_compiles_nothing_and_has_the_same_bits(filled):
+    assert run(filled / "again") == {"hits": len(entries(filled)), "misses": 0}
+    assert metrics(filled / "again") == metrics(filled / "first")
+
+
+def test_trials_over_rates_and_seeds_compile_nothing(filled):
+    other = {"learning_rate": 3e-3, "weight_decay": 1e-3, "seeds": [5, 7]}
+    found = run(filled / "rates", **other, method_args=CONFIG["method_args"] | {"drop_fraction": 0.1})
+    assert found == {"hits": len(entries(filled)), "misses": 0}
+    assert metrics(filled / "rates") != metrics(filled / "first")
+
+
+def test_another_sparsity_compiles_its_first_masks_alone(filled):
+    before = set(entries(filled))
+    assert run(filled / "sparser", sparsity=0.9) == {"hits": len(before) - 1, "misses": 1}
+    (made,) = set(entries(filled)) - before
+    assert made.name.startswith("jit_first_state")
+    made.unlink()
+
+
+@pytest.mark.parametrize("cut", [0, 1, 0.5])
+def test_entries_cut_short_are_compiled_anew(filled, tmp_path, cut):
+    """As a killed process leaves them; the script turns a warning of JAX's into an error."""
+    for entry in entries(filled):
+        copy = tmp_path / entry.relative_to(filled)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        data = entry.read_bytes()
+        copy.write_bytes(data[: int(cut * len(data))] if cut < 1 else data[:-1])
+    assert run(tmp_path / "run")["hits"] == 0
+    assert metrics(tmp_path / "run") == metrics(filled / "first")
+    assert run(tmp_path / "again")["misses"] == 0
+
+
+def test_jax_variables_have_the_last_word(tmp_path):
+    own = tmp_path / "own"
+    assert run(tmp_path / "a", {"JAX_COMPILATION_CACHE_DIR": str(own)})["misses"] == 0 or own.is_dir()
+    assert run(tmp_path / "b", {"JAX_ENABLE_COMPILATION_CACHE": "false"}) == {"hits": 0, "misses": 0}
+    assert not (tmp_path / CACHE).exists()
+
+
+def test_settings_are_as_before_afterwards(tmp_path):
+    names = [name for name in jax.config.values if "cache" in name]
+    before = {name: jax.config.values[name] for name in names}
+    with kept_in(tmp_path):
+        assert jax.config.jax_compilation_cache_dir.startswith(str(tmp_path))
+    assert {name: jax.config.values[name] for name in names} == before
+
+
+def test_options_that_xla_does_not_know_are_left_out():
+    assert compiling._accepted({"xla_no_such_option": "1"}) == {}
+    assert compiling._accepted({"xla_backend_optimization_level": 1}) == {"xla_backend_optimization_level": 1}
+
+
+def test_bad_input_makes_no_cache(tmp_path):
+    with pytest.raises(ValueError, match="batch_size"):
+        train(CONFIG | {"batch_size": 5000}, tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
