@@ -54,7 +54,7 @@ def kept_in(folder: Path) -> Iterator[None]:
     JAX's own variables have the last word: JAX_COMPILATION_CACHE_DIR chooses another place,
     JAX_ENABLE_COMPILATION_CACHE=false none. Processes may share the folder; what a killed one wrote by half is removed.
     """
-    if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
+    if _setting("jax_compilation_cache_dir") or not _setting("jax_enable_compilation_cache"):
         yield
         return
     place = folder / _machine()
@@ -64,12 +64,16 @@ def kept_in(folder: Path) -> Iterator[None]:
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }
-    before = {name: getattr(jax.config, name) for name in settings}
+    before = {name: _setting(name) for name in settings}
     _configure(settings)
     try:
         yield
     finally:
         _configure(before)
+
+
+def _setting(name: str) -> Any:
+    return getattr(jax.config, name)
 
 
 def _configure(settings: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from contextvars import ContextVar
 from pathlib import Path
@@ -44,7 +44,7 @@ class Profile:
     """
 
     def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
+        self.seconds: dict[str, float] = defaultdict(float)
         self.cache = {"hits": 0, "misses": 0}
         self._open = ["other"]
         self._since = time.perf_counter()
@@ -59,20 +59,20 @@ class Profile:
         self.seconds[self._open[-1]] += now - self._since
         self._since = now
 
-    def _event(self, name: str, **_) -> None:
-        if name in _CACHE and _active.get() is self:
-            self.cache[_CACHE[name]] += 1
+    def _event(self, event: str, **_: str | int) -> None:
+        if event in _CACHE and _active.get() is self:
+            self.cache[_CACHE[event]] += 1
 
-    def _duration(self, name: str, seconds: float, **_) -> None:
-        part = "trace" if name in _TRACING else "compile" if name == _COMPILING else None
+    def _duration(self, event: str, duration_secs: float, **_: str | int) -> None:
+        part = "trace" if event in _TRACING else "compile" if event == _COMPILING else None
         if part is None or _active.get() is not self:  # another profile inside this one has it
             return
         # Tracing one function traces those that it calls: what they took was reported before.
-        begin = time.perf_counter() - seconds
+        begin = time.perf_counter() - duration_secs
         inside = sum(taken for at, taken in self._taken if at >= begin)
-        self._taken = [each for each in self._taken if each[0] < begin] + [(begin, seconds)]
-        self.seconds[part] += seconds - inside
-        self.seconds[self._open[-1]] -= seconds - inside
+        self._taken = [each for each in self._taken if each[0] < begin] + [(begin, duration_secs)]
+        self.seconds[part] += duration_secs - inside
+        self.seconds[self._open[-1]] -= duration_secs - inside
 
 
 _active: ContextVar[Profile | None] = ContextVar("profile", default=None)
