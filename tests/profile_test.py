@@ -115,7 +115,10 @@ def test_train_shows_its_profile_and_writes_none_without_the_flag(tmp_path, caps
     train = ["train", f"--config={tmp_path / 'c.py'}", "--workdir"]
     assert cli.main([*train, str(tmp_path / "a"), "--profile"]) == 0
     assert re.search(r"^share .* %", capsys.readouterr().out, re.MULTILINE)
-    seconds = json.loads((tmp_path / "a/profile.json").read_text())["seconds"]
+    written = (tmp_path / "a/profile.json").read_text()
+    seconds = json.loads(written)["seconds"]
     assert {"start", "data", "init", "dispatch", "train", "evaluate", "checkpoint", "metrics"} <= set(seconds)
+    assert cli.main([*train, str(tmp_path / "a"), "--profile"]) == 0  # done already: what it took is still there
+    assert (tmp_path / "a/profile.json").read_text() == written
     assert cli.main([*train, str(tmp_path / "b")]) == 0
     assert not (tmp_path / "b/profile.json").exists()

@@ -49,7 +49,10 @@ def run_train(spec: str, overrides: Mapping[str, str], workdir: Path, console: C
 
     with Stops(here=True) as stops:
         try:
-            with profiles.profiled(profile, workdir, since_start=True), _following(console) as follow:
+            with (
+                profiles.profiled(profile and not done_before, workdir, since_start=True),
+                _following(console) as follow,
+            ):
                 result = train(config, workdir, on_progress=follow)
         except ConfigError as error:
             raise InputError(str(error)) from error

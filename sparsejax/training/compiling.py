@@ -57,12 +57,13 @@ def kept_in(folder: Path) -> Iterator[None]:
     if _setting("jax_compilation_cache_dir") or not _setting("jax_enable_compilation_cache"):
         yield
         return
-    place = folder / _machine()
+    place = folder.resolve() / _machine()
     _remove_damaged(place)
     settings = {
         "jax_compilation_cache_dir": str(place),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
+        "jax_persistent_cache_enable_xla_caches": "none",  # their path would be part of what programs are found by
     }
     before = {name: _setting(name) for name in settings}
     _configure(settings)
