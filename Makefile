@@ -2,6 +2,7 @@
 # make lint      ruff and mypy alone                   make test-all  the long tests too
 # make contract  what every method guarantees            make clean     removes what was built here
 #
+# FLAGS=--profile make run shows where its time goes.
 # PYTHON=python3.12 make run picks another interpreter; VENV=DIR keeps its environment in a place of its own.
 PYTHON ?= python3
 VENV ?= .venv
@@ -12,7 +13,7 @@ PYTEST := $(BIN)/python -m pytest -q -n 2 --dist worksteal
 .PHONY: run test test-all lint contract clean
 
 run: $(STAMP)
-	$(BIN)/sparsejax sweep --config configs/digits.py --out runs/digits --workers 0
+	$(BIN)/sparsejax sweep --config configs/digits.py --out runs/digits --workers 0 $(FLAGS)
 
 test: lint
 	$(PYTEST) -m "not long"

@@ -1,7 +1,7 @@
 """The command line: flags only; what the commands do is in launch/ and report/.
 
-    sparsejax train  --config FILE[:arg] --workdir DIR [--config.field=value ...]
-    sparsejax sweep  --config FILE[:arg] --out DIR [--workers N] [--config.field=value ...]
+    sparsejax train  --config FILE[:arg] --workdir DIR [--profile] [--config.field=value ...]
+    sparsejax sweep  --config FILE[:arg] --out DIR [--workers N] [--profile] [--config.field=value ...]
     sparsejax list
     sparsejax report DIR
 
@@ -68,6 +68,8 @@ def _parsers() -> tuple[_Parser, dict[str, tuple[_Parser, list[str]]]]:
         metavar="N",
         help=f"{workers} process, sharing compiled programs (default 1)",
     )
+    for sub in (train, sweep):
+        flag(sub, "--profile", action="store_true", help="show where the time went, and write it to profile.json")
     command("list", "name the methods, data sets and models")
     report = command("report", "rebuild table and plots of a run or a sweep from what is on disk")
     report.add_argument("directory", type=Path, metavar="DIR", help="a run's or a sweep's directory")
@@ -136,11 +138,11 @@ def _run(arguments: argparse.Namespace, overrides: dict[str, str], console: Cons
     if arguments.command == "train":
         from sparsejax.launch.single import run_train
 
-        return run_train(arguments.config, overrides, arguments.workdir, console)
+        return run_train(arguments.config, overrides, arguments.workdir, console, arguments.profile)
     if arguments.command == "sweep":
         from sparsejax.launch.sweep import run_sweep
 
-        return run_sweep(arguments.config, overrides, arguments.out, arguments.workers, console)
+        return run_sweep(arguments.config, overrides, arguments.out, arguments.workers, console, arguments.profile)
     if arguments.command == "report":
         from sparsejax.report.write import report
 

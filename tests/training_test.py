@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import threading
+import types
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,7 @@ from sparsejax.training.checkpoint import Checkpoints
 from sparsejax.training.evaluation import make_evaluate, make_test_set
 from sparsejax.training.methods import METHODS, make_optimizer, make_schedule, make_transform
 from sparsejax.training.metrics import MetricsWriter, read_metrics
+from sparsejax.training.order import epoch_order
 from sparsejax.training.programs import get_programs
 from sparsejax.training.trial import Grid, prepare
 
@@ -351,14 +353,58 @@ def test_grid_does_not_depend_on_where_it_is_entered():
     assert [s for s in ends if grid.evaluates(s)] == [22, 44, 66] and [s for s in ends if grid.saves(s)] == [33, 66]
 
 
+def test_nothing_is_read_back_before_the_next_chunk_is_under_way(tmp_path, monkeypatch):
+    """A chunk is one dispatch; its report is fetched once the next one was handed over, but before a checkpoint."""
+    trial = prepare(resolve(small("rigl", checkpoint_every_epochs=3, eval_every_epochs=6)))
+    events, reports = [], {}
+
+    def chunk(rates, state, x, y, order, steps):
+        state, report = trial.programs.chunk(rates, state, x, y, order, steps)
+        reports[id(report)] = report  # kept, so that no other report gets this id
+        events.append(("chunk", id(report)))
+        return state, report
+
+    def fetch(value):
+        if id(value) in reports:
+            events.append(("fetch", id(value)))
+        return jax.device_get(value)
+
+    fake = types.SimpleNamespace(**{**vars(jax), "device_get": fetch})
+    monkeypatch.setattr(loop, "jax", fake)
+    monkeypatch.setattr(loop, "prepare", lambda config: trial._replace(programs=trial.programs._replace(chunk=chunk)))
+    monkeypatch.setattr(Checkpoints, "save", lambda self, step, state: events.append(("save", step)))
+    train(small("rigl", checkpoint_every_epochs=3, eval_every_epochs=6), tmp_path / "run")
+    waiting, most = [], 0
+    for kind, which in events:
+        if kind == "chunk":
+            waiting.append(which)
+        elif kind == "fetch":
+            assert which == waiting.pop(0)
+            most = max(most, len(waiting))
+        else:
+            assert not waiting  # what is saved was seen to be finite
+    chunks = [which for kind, which in events if kind == "chunk"]
+    saves = [which for kind, which in events if kind == "save"]
+    assert saves == [21, 42] and len(chunks) == sum(1 for _ in steps_of(trial.grid))
+    pairs = list(itertools.pairwise(kind for kind, _ in events))
+    assert most == 1 and pairs.count(("chunk", "chunk")) == len(saves)  # at the begin and after each checkpoint
+
+
+def steps_of(grid):
+    """The ends of the chunks of a run."""
+    step = 0
+    while step < grid.total:
+        step = grid.after(step)
+        yield step
+
+
 def test_every_epoch_has_its_own_order_of_every_seed():
-    permute = get_programs(resolve(small("dense")), digits(), 7).permute
-    seeds = jnp.array([3, 5], jnp.int32)
-    orders = [np.asarray(permute(seeds, epoch)) for epoch in (0, 1)]
+    seeds = [3, 2**31 - 1]
+    orders = [np.asarray(epoch_order(seeds, epoch, 1437)) for epoch in (0, 1)]
     for order in (*orders[0], *orders[1]):
         np.testing.assert_array_equal(np.sort(order), np.arange(1437))
     assert len({order.tobytes() for order in (*orders[0], *orders[1])}) == 4
-    np.testing.assert_array_equal(permute(seeds[1:], 1)[0], orders[1][1])
+    np.testing.assert_array_equal(epoch_order(seeds[1:], 1, 1437)[0], orders[1][1])
 
 
 @pytest.mark.parametrize("size", [1, 1024, 1025, 2500])

@@ -8,21 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from sparsejax.launch import config as configs
-from sparsejax.launch import outcome
+from sparsejax.launch import outcome, profiles
 from sparsejax.launch.progress import Display
 from sparsejax.launch.signals import Stops
 from sparsejax.launch.trials import Trial
 from sparsejax.training import ConfigError, NonFiniteLoss, Preempted, train
 
 
-def run(out: Path, todo: Sequence[Trial], display: Display, stops: Stops) -> int:
-    """Runs one trial after the other in this process; returns how many failed."""
+def run(out: Path, todo: Sequence[Trial], display: Display, stops: Stops, profile: bool = False) -> int:
+    """Runs one trial after the other in this process, each with a profile.json if asked; returns how many failed."""
     failures = 0
     for trial in todo:
         for attempt in (1, 2):
             display.start(trial.name)
             try:
-                error = _train_here(out, trial.name, display)
+                with profiles.profiled(profile, outcome.run_dir(out, trial.name)):
+                    error = _train_here(out, trial.name, display)
             except Preempted:
                 if not stops.count:  # it was SIGTERM itself, to which the run listened
                     stops.note(signal.SIGTERM)

@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from sparsejax.files import read_json
 from sparsejax.launch import config as configs
 from sparsejax.launch.config import InputError
 from sparsejax.launch.local import PROGRESS_FD
@@ -24,7 +25,7 @@ NON_FINITE = 3  # exit code of a run whose loss stopped being finite: another tr
 Follow = Callable[[int, int, Mapping[str, Any]], None]
 
 
-def run_train(spec: str, overrides: Mapping[str, str], workdir: Path, console: Console) -> int:
+def run_train(spec: str, overrides: Mapping[str, str], workdir: Path, console: Console, profile: bool = False) -> int:
     """Trains one run in `workdir`, or goes on with it.
 
     Args:
@@ -32,6 +33,7 @@ def run_train(spec: str, overrides: Mapping[str, str], workdir: Path, console: C
       overrides: field -> text, of the command line.
       workdir: the run directory.
       console: where progress and the last line go.
+      profile: whether to show where the time went, and write it to profile.json.
 
     Returns:
       exit code: 0; 3 for a non-finite loss; 128 + n when signal n stopped it.
@@ -42,11 +44,15 @@ def run_train(spec: str, overrides: Mapping[str, str], workdir: Path, console: C
     config = configs.load(spec).fresh()
     configs.apply(config, overrides)
     done_before = (workdir / "result.json").exists()
-    from sparsejax.training import ConfigError, NonFiniteLoss, Preempted, train  # here: it brings jax
+    from sparsejax.launch import profiles  # here: it brings jax
+    from sparsejax.training import ConfigError, NonFiniteLoss, Preempted, train
 
     with Stops(here=True) as stops:
         try:
-            with _following(console) as follow:
+            with (
+                profiles.profiled(profile and not done_before, workdir, since_start=True),
+                _following(console) as follow,
+            ):
                 result = train(config, workdir, on_progress=follow)
         except ConfigError as error:
             raise InputError(str(error)) from error
@@ -59,6 +65,8 @@ def run_train(spec: str, overrides: Mapping[str, str], workdir: Path, console: C
             return 128 + (stops.signal or signal.SIGTERM)
     already = "done already: " if done_before else ""
     say(console, f"{already}{summary(result)}; {workdir}")
+    if profile and PROGRESS_FD not in os.environ:  # a sweep shows those of all its trials together
+        profiles.show({workdir.name: read_json(workdir / profiles.NAME) or {}}, console)
     return 0
 
 

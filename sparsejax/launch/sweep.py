@@ -30,7 +30,9 @@ FAILED = 1  # exit code of a sweep in which a trial failed
 FINAL_CODES = (2, 3)  # of a trial: bad input, non-finite loss; a second try would end the same
 
 
-def run_sweep(spec: str, overrides: Mapping[str, str], out: Path, workers: int, console: Console) -> int:
+def run_sweep(
+    spec: str, overrides: Mapping[str, str], out: Path, workers: int, console: Console, profile: bool = False
+) -> int:
     """Runs the trials that are not finished, then writes and shows the table and the plots.
 
     Args:
@@ -39,6 +41,7 @@ def run_sweep(spec: str, overrides: Mapping[str, str], out: Path, workers: int, 
       out: the sweep's directory.
       workers: local processes at a time; 0 runs the trials here, in turn, sharing compiled programs.
       console: where progress and the table go.
+      profile: whether to show where the time of each trial went, and write it to profile.json.
 
     Returns:
       exit code: 0; 1 if a trial failed; 128 + n when signal n stopped it.
@@ -57,16 +60,20 @@ def run_sweep(spec: str, overrides: Mapping[str, str], out: Path, workers: int, 
     plan = trials.expand(configs.load(spec, hyper_too=True), overrides)
     _check_unchanged(out, plan)
     trials.check_data(trial for trial in plan if not outcome.result_of(out, trial.name))
-    with _claimed(out):
+    from sparsejax.launch import profiles  # here: it brings jax
+
+    with _claimed(out), profiles.profiled_sweep(profile, out, workers, console):
         content = {"config_file": spec, "overrides": dict(overrides), "fingerprint": mark}
         write_json(out / "config.json", {**content, "trials": [trial._asdict() for trial in plan]})
-        code = _run_pending(out, plan, workers, console)
+        with profiles.while_trials_run():
+            code = _run_pending(out, plan, workers, console, profile)
         if code < 128:
-            write.show_sweep(out, console)
+            with profiles.span("report"):
+                write.show_sweep(out, console)
         return code
 
 
-def _run_pending(out: Path, plan: Sequence[Trial], workers: int, console: Console) -> int:
+def _run_pending(out: Path, plan: Sequence[Trial], workers: int, console: Console, profile: bool) -> int:
     todo = [trial for trial in plan if not outcome.result_of(out, trial.name)]
     done = len(plan) - len(todo)
     if not todo:
@@ -78,19 +85,20 @@ def _run_pending(out: Path, plan: Sequence[Trial], workers: int, console: Consol
         if workers == 0:
             from sparsejax.launch import here  # here: it brings jax
 
-            failed = here.run(out, todo, display, stops)
+            failed = here.run(out, todo, display, stops, profile)
         else:
-            failed = _in_processes(out, todo, workers, display, stops)
+            failed = _in_processes(out, todo, workers, display, stops, profile)
     if stops.signal:
         say(console, "stopped; the same command goes on from here")
         return 128 + stops.signal
     return FAILED if failed else 0
 
 
-def _in_processes(out: Path, todo: Sequence[Trial], workers: int, display: Display, stops: Stops) -> int:
+def _in_processes(out: Path, todo: Sequence[Trial], workers: int, display: Display, stops: Stops, profile: bool) -> int:
     """Runs each trial as a process of its own; returns how many failed."""
+    flags = ["--profile"] if profile else []
     jobs = [
-        local.Job(trial.name, trial_command(out, trial.name), outcome.run_dir(out, trial.name) / "log.txt")
+        local.Job(trial.name, [*trial_command(out, trial.name), *flags], outcome.run_dir(out, trial.name) / "log.txt")
         for trial in todo
     ]
     failed = 0

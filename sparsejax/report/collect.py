@@ -90,7 +90,7 @@ def read_sweep(path: Path) -> list[Run]:
     entries = (sweep_config(path) or {"trials": []})["trials"]
     runs = [read_run(path / "trials" / e["name"], e["name"], e.get("overrides")) for e in entries]
     known = {run.name for run in runs}
-    others = sorted(p for p in (path / "trials").glob("*") if p.is_dir() and p.name not in known)
+    others = sorted(p for p in (path / "trials").glob("[!.]*") if p.is_dir() and p.name not in known)
     return runs + [read_run(p) for p in others]
 
 

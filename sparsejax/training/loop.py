@@ -20,9 +20,12 @@ from ml_collections import ConfigDict
 from sparsejax.files import write_json
 from sparsejax.training import records
 from sparsejax.training.checkpoint import Checkpoints
+from sparsejax.training.compiling import CACHE, kept_in
 from sparsejax.training.config import resolve
 from sparsejax.training.errors import Preempted
 from sparsejax.training.metrics import MetricsWriter
+from sparsejax.training.order import epoch_order
+from sparsejax.training.profile import span
 from sparsejax.training.run_dir import finished, opened
 from sparsejax.training.state import TrainState
 from sparsejax.training.trial import Trial, prepare
@@ -36,7 +39,8 @@ def train(
     """Trains one trial in `workdir`, or resumes it there, and returns its result (also in result.json).
 
     A run killed at any instant and started again ends with the same bits as one that was not. On SIGTERM the chunk
-    under way is finished and saved.
+    under way is finished and saved. Compiled programs are kept beside `workdir`, in `.compiled` of its parent, for the
+    runs there to share; JAX_ENABLE_COMPILATION_CACHE=false or JAX_COMPILATION_CACHE_DIR say otherwise.
 
     Args:
       config: fields as in `default_config`; missing ones take their defaults.
@@ -59,7 +63,7 @@ def train(
     if (result := finished(workdir, resolved)) is not None:
         return result
     trial = prepare(resolved)
-    with opened(workdir, resolved):
+    with opened(workdir, resolved), kept_in(workdir.parent / CACHE):
         if (result := finished(workdir, resolved)) is not None:
             return result
         return _run(trial, workdir, on_progress or (lambda done, total, last: None))
@@ -68,21 +72,25 @@ def train(
 def _run(trial: Trial, workdir: Path, on_progress: Progress) -> dict[str, Any]:
     started, earlier = time.monotonic(), _seconds_so_far(workdir)
     checkpoints = Checkpoints(workdir / "checkpoints", trial.config["keep_checkpoints"])
-    found = checkpoints.restore(trial.like)
+    with span("checkpoint"):
+        found = checkpoints.restore(trial.like)
     first = None
     if found:
         step, state = found
     else:
-        step, (state, first) = 0, trial.init()
-    with contextlib.closing(MetricsWriter(workdir / "metrics.jsonl", step)) as writer, contextlib.closing(checkpoints):
+        with span("init"):
+            step, (state, first) = 0, trial.init()
+            first = jax.device_get(first)
+    with contextlib.closing(MetricsWriter(workdir / "metrics.jsonl", step)) as writer, _closing(checkpoints):
 
         def save(step: int, state: TrainState) -> None:
-            writer.sync()
-            checkpoints.save(step, state)
-            write_json(workdir / "timing.json", {"step": step, "seconds": earlier + time.monotonic() - started})
+            with span("checkpoint"):
+                writer.sync()
+                checkpoints.save(step, state)
+                write_json(workdir / "timing.json", {"step": step, "seconds": earlier + time.monotonic() - started})
 
         if first:  # the masks at step 0; a dense run has none
-            writer.write(records.masks_record(0, jax.device_get(first), trial.sizes))
+            writer.write(records.masks_record(0, first, trial.sizes))
         _loop(trial, step, state, writer, save, on_progress)
     result = records.make_result(
         trial.config, writer.records, steps=trial.grid.total, sizes=trial.sizes, layers=trial.layers
@@ -90,6 +98,15 @@ def _run(trial: Trial, workdir: Path, on_progress: Progress) -> dict[str, Any]:
     result["seconds"] = round(earlier + time.monotonic() - started, 3)
     write_json(workdir / "result.json", result)
     return result
+
+
+@contextlib.contextmanager
+def _closing(checkpoints: Checkpoints) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        with span("checkpoint"):
+            checkpoints.close()
 
 
 def _seconds_so_far(workdir: Path) -> float:
@@ -102,15 +119,17 @@ def _seconds_so_far(workdir: Path) -> float:
 
 def _loop(trial: Trial, step: int, state: TrainState, writer: MetricsWriter, save, on_progress: Progress) -> None:
     """Trains from `step` to the end; `save(step, state)` is called with every record up to that step written."""
-    grid, programs, test = trial.grid, trial.programs, trial.test
+    grid, programs, test, seeds = trial.grid, trial.programs, trial.test, trial.config["seeds"]
     order, waiting = None, None
     with _sigterm() as terminated:
         while step < grid.total:
             if order is None or step % grid.epoch == 0:
-                order = programs.permute(trial.seeds, step // grid.epoch)
+                with span("data"):
+                    order = epoch_order(seeds, step // grid.epoch, len(trial.train_y))
             stop = grid.after(step)
-            state, report = programs.chunk(state, trial.train_x, trial.train_y, order, stop - step)
-            scores = programs.evaluate(state.params, test.x, test.y, test.real) if grid.evaluates(stop) else None
+            with span("dispatch"):
+                state, report = programs.chunk(trial.rates, state, trial.train_x, trial.train_y, order, stop - step)
+                scores = programs.evaluate(state.params, test.x, test.y, test.real) if grid.evaluates(stop) else None
             if waiting:
                 _write(trial, writer, on_progress, *waiting)
             step, waiting = stop, (stop, report, scores)
@@ -124,16 +143,20 @@ def _loop(trial: Trial, step: int, state: TrainState, writer: MetricsWriter, sav
 
 def _write(trial: Trial, writer: MetricsWriter, on_progress: Progress, step: int, report: Any, scores: Any) -> None:
     """Waits for a chunk, checks its losses, writes its records."""
-    report, scores = jax.device_get((report, scores))
+    with span("train"):
+        report = jax.device_get(report)
+    with span("evaluate"):
+        scores = jax.device_get(scores)
     if trial.config["stop_on_nonfinite"]:
         records.check_finite(report, step, trial.config["seeds"])
     epoch = step / trial.grid.epoch
-    writer.write(records.train_record(step, epoch, report))
-    if records.changed(report["masks"]):
-        writer.write(records.masks_record(step, report["masks"], trial.sizes))
-    if scores is not None:
-        writer.write(records.eval_record(step, epoch, scores, trial.test.size))
-    on_progress(step, trial.grid.total, _last_metrics(writer.records))
+    with span("metrics"):
+        writer.write(records.train_record(step, epoch, report))
+        if records.changed(report["masks"]):
+            writer.write(records.masks_record(step, report["masks"], trial.sizes))
+        if scores is not None:
+            writer.write(records.eval_record(step, epoch, scores, trial.test.size))
+        on_progress(step, trial.grid.total, _last_metrics(writer.records))
 
 
 def _last_metrics(written: list[dict[str, Any]]) -> dict[str, Any]:

@@ -62,6 +62,23 @@ def update_grid(config: Mapping[str, Any]) -> tuple[int, int] | None:
     return values.get("update_start", 0), values["update_every"]
 
 
+RATES = ("learning_rate", "weight_decay")
+_METHOD_RATES = ("drop_fraction",)  # in method_args
+
+
+def rates_of(config: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a resolved config that a program takes as arguments, so that trials over them share it."""
+    method_rates = {name: config["method_args"][name] for name in _METHOD_RATES if name in config["method_args"]}
+    return {name: config[name] for name in RATES} | method_rates
+
+
+def with_rates(config: Mapping[str, Any], rates: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with other rates; they may be traced."""
+    fields = {name: value for name, value in rates.items() if name in RATES}
+    method_args = {name: value for name, value in rates.items() if name not in RATES}
+    return {**config, **fields, "method_args": {**config["method_args"], **method_args}}
+
+
 def make_transform(config: Mapping[str, Any], total_steps: int, *, sparsity: float, seed: Any = 0):
     """The optax transform that a resolved config describes.
 
@@ -146,7 +163,8 @@ SCHEDULES = {"constant": constant, "cosine": cosine}
 
 def make_schedule(config: Mapping[str, Any], total_steps: int) -> optax.Schedule:
     """The learning rate as a function of the step."""
-    return SCHEDULES[config["schedule"]](config["learning_rate"], config["warmup_steps"], total_steps)
+    peak, shape = config["learning_rate"], SCHEDULES[config["schedule"]](1.0, config["warmup_steps"], total_steps)
+    return lambda step: peak * shape(step)  # the peak may be traced, which optax's schedules do not expect
 
 
 def _matrices(params: Any) -> Any:

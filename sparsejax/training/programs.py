@@ -1,13 +1,14 @@
 """The compiled programs of a trial, and which trials share them.
 
-A method's `update` reads every count off its state, so trials that differ only in sparsity, seeds or how often they
-evaluate run the same programs. Many steps are one dispatch, a loop whose trip count is an argument: one compilation
-serves chunks of every length, and a step is the same machine code wherever its chunk began, which is one half of
-resuming bit for bit (the other is a fixed grid).
+A method's `update` reads every count off its state, and rates are arguments, so trials that differ only in sparsity,
+seeds, rates or how often they evaluate run the same programs. Many steps are one dispatch, a loop whose trip count is
+an argument: one compilation serves chunks of every length, and a step is the same machine code wherever its chunk
+began, which is one half of resuming bit for bit (the other is a fixed grid).
 """
 
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -16,8 +17,9 @@ import optax
 
 from sparsejax.data import Dataset
 from sparsejax.models import MODELS
+from sparsejax.training.compiling import fast, hurried
 from sparsejax.training.evaluation import make_evaluate
-from sparsejax.training.methods import make_schedule, make_transform
+from sparsejax.training.methods import make_schedule, make_transform, rates_of, with_rates
 from sparsejax.training.state import TrainState, init_params, masks_by_path, sparse_state
 
 
@@ -26,13 +28,11 @@ class Programs(NamedTuple):
 
     Attributes:
       init_params: seeds (S,) -> stacked params.
-      permute: (seeds (S,), epoch) -> int32 (S, N), the order of that epoch's examples: a function of these alone.
-      chunk: (state, x, y, order, steps) -> (state, report); donates the state, ends within the epoch.
+      chunk: (rates, state, x, y, order (S, N), steps) -> (state, report); donates the state, ends within the epoch.
       evaluate: (params, x, y, real) -> (sum of losses (S,), right answers (S,)).
     """
 
     init_params: Callable
-    permute: Callable
     chunk: Callable
     evaluate: Callable
 
@@ -51,11 +51,11 @@ def get_programs(config: Mapping[str, Any], dataset: Dataset, steps_per_epoch: i
     """The programs for a resolved config, from this process's cache if a trial like it ran before."""
     model_key = json.dumps([config[field] for field in _MODEL_FIELDS])
     init, evaluate = _cached(model_key, lambda: _model_programs(config, dataset))
-    order_key = json.dumps(["order", len(dataset.train_y)])
-    permute = _cached(order_key, lambda: _jit_permute(len(dataset.train_y)))
-    key = json.dumps({field: value for field, value in config.items() if field not in _FREE_FIELDS}, sort_keys=True)
-    chunk = _cached(key, lambda: jax.jit(_make_chunk(config, dataset, steps_per_epoch), donate_argnums=0))
-    return Programs(init, permute, chunk, evaluate)
+    fixed = with_rates(config, dict.fromkeys(rates_of(config)))
+    key = json.dumps({field: value for field, value in fixed.items() if field not in _FREE_FIELDS}, sort_keys=True)
+    make = lambda: _make_chunk(config, dataset, steps_per_epoch)
+    chunk = _cached(key, lambda: jax.jit(make(), donate_argnums=1, compiler_options=fast()))
+    return Programs(init, chunk, evaluate)
 
 
 def _cached(key: str, make: Callable[[], Any]) -> Any:
@@ -83,27 +83,17 @@ def _to_float(dataset: Dataset) -> Callable[[jax.Array], jax.Array]:
 
 def _model_programs(config: Mapping[str, Any], dataset: Dataset) -> tuple[Callable, Callable]:
     model = make_model(config, dataset)
-    init = jax.jit(lambda seeds: init_params(model, example_shape(dataset), seeds))
-    return init, jax.jit(make_evaluate(model, _to_float(dataset)))
-
-
-def _jit_permute(size: int) -> Callable:
-    def permute(seeds, epoch):
-        # Folded with 1 first: the model's init and the method use the seed's own key.
-        stream = lambda seed: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), epoch)
-        return jax.vmap(lambda seed: jax.random.permutation(stream(seed), size))(seeds)
-
-    return jax.jit(permute)
+    init = lambda seeds: init_params(model, example_shape(dataset), seeds)
+    evaluate = make_evaluate(model, _to_float(dataset))
+    return jax.jit(init, compiler_options=hurried()), jax.jit(evaluate, compiler_options=fast())
 
 
 def _make_chunk(config: Mapping[str, Any], dataset: Dataset, steps_per_epoch: int) -> Callable:
     model, to_float = make_model(config, dataset), _to_float(dataset)
     total_steps = config["epochs"] * steps_per_epoch
-    transform = make_transform(config, total_steps, sparsity=config["sparsity"])
-    schedule = make_schedule(config, total_steps)
     batch = config["batch_size"]
 
-    def train_step(params, opt_state, x, y):
+    def train_step(transform, params, opt_state, x, y):
         def loss_of(params):
             logits = model.apply({"params": params}, to_float(x))
             return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
@@ -112,13 +102,17 @@ def _make_chunk(config: Mapping[str, Any], dataset: Dataset, steps_per_epoch: in
         updates, opt_state = transform.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state, loss
 
-    def chunk(state: TrainState, x, y, order, steps):
+    def chunk(rates, state: TrainState, x, y, order, steps):
         seeds = order.shape[0]
+        rated = with_rates(config, rates)
+        transform = make_transform(rated, total_steps, sparsity=config["sparsity"])
+        schedule = make_schedule(rated, total_steps)
+        step_of_each = jax.vmap(partial(train_step, transform))
 
         def body(_, carry):
             step, params, opt_state, loss_sum, bad = carry
             index = jax.lax.dynamic_slice(order, (0, step % steps_per_epoch * batch), (seeds, batch))
-            params, opt_state, loss = jax.vmap(train_step)(params, opt_state, x[index], y[index])
+            params, opt_state, loss = step_of_each(params, opt_state, x[index], y[index])
             first = (bad["step"] < 0) & ~jnp.isfinite(loss)
             bad = {"step": jnp.where(first, step + 1, bad["step"]), "loss": jnp.where(first, loss, bad["loss"])}
             return step + 1, params, opt_state, loss_sum + loss, bad

@@ -12,10 +12,12 @@ import jax.numpy as jnp
 from sparsejax import flops
 from sparsejax.data import DATASETS, Dataset
 from sparsejax.leaves import named_leaves, select_leaves
+from sparsejax.training.compiling import hurried
 from sparsejax.training.config import Resolved
 from sparsejax.training.errors import ConfigError
 from sparsejax.training.evaluation import TestSet, make_test_set
-from sparsejax.training.methods import make_transform, update_grid
+from sparsejax.training.methods import make_transform, rates_of, update_grid
+from sparsejax.training.profile import span
 from sparsejax.training.programs import Programs, example_shape, get_programs, make_model, mask_report
 from sparsejax.training.state import TrainState, init_state, masks_by_path
 
@@ -64,10 +66,10 @@ class Trial(NamedTuple):
     config: Resolved
     grid: Grid
     programs: Programs
+    rates: dict[str, float]
     train_x: jax.Array
     train_y: jax.Array
     test: TestSet
-    seeds: jax.Array
     init: Callable[[], tuple[TrainState, dict[str, Any]]]
     like: TrainState
     sizes: dict[str, int]
@@ -80,7 +82,8 @@ def prepare(config: Resolved) -> Trial:
     Raises:
       ConfigError: as `train`.
     """
-    dataset, train_x, train_y, test = _load(config["dataset"], config["data_dir"], json.dumps(config["data"]))
+    with span("data"):
+        dataset, train_x, train_y, test = _load(config["dataset"], config["data_dir"], json.dumps(config["data"]))
     size, batch = len(dataset.train_y), config["batch_size"]
     epoch = size // batch  # the incomplete last batch of an epoch is dropped
     if epoch == 0:
@@ -88,25 +91,25 @@ def prepare(config: Resolved) -> Trial:
     total = epoch * config["epochs"]
     seeds = jnp.asarray(config["seeds"], jnp.int32)
     transform = lambda seed: make_transform(config, total, sparsity=config["sparsity"], seed=seed)
-    state_of = lambda params: init_state(transform, params, seeds)
+    state_of = lambda params, seeds: init_state(transform, params, seeds)
     try:
         programs = get_programs(config, dataset, epoch)
         params = jax.eval_shape(programs.init_params, seeds)
-        like = jax.eval_shape(state_of, params)
+        like = jax.eval_shape(state_of, params, seeds)
     except ConfigError:
         raise
     except (ValueError, TypeError) as error:  # the model's or the method's refusal names the leaf and the value
         raise ConfigError(f"method {config['method']!r}, model {config['model']!r}: {error}") from error
 
-    def first_state(params):
-        state = state_of(params)
+    def first_state(params, seeds):
+        state = state_of(params, seeds)
         return state, mask_report(state, masks_by_path(state.opt_state))
 
-    # It runs once, so it is compiled in a hurry: half the time.
-    first = jax.jit(first_state, compiler_options={"xla_backend_optimization_level": 1})
-    init = lambda: first(programs.init_params(seeds))
+    first = jax.jit(first_state, compiler_options=hurried())
+    init = lambda: first(programs.init_params(seeds), seeds)
     sizes, layers = _costs(config, dataset, params, like)
-    return Trial(config, _grid(config, epoch), programs, train_x, train_y, test, seeds, init, like, sizes, layers)
+    rates = rates_of(config)
+    return Trial(config, _grid(config, epoch), programs, rates, train_x, train_y, test, init, like, sizes, layers)
 
 
 def _grid(config: Resolved, epoch: int) -> Grid:
