@@ -30,7 +30,7 @@ from rich.console import Console
 
 from cases import CASES
 from groups import Settings
-from optimizer import Parser, add_tree, out_file, rounds
+from optimizer import Parser, add_tree, out_file, rounds, say
 from program import no_compilation_cache
 from record import default_path, heading
 from sparsejax import selection
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = jax.devices()[0]
     if device.platform != "gpu" and not arguments.small:
         parser.error(f"no GPU: jax {jax.__version__} sees {device.device_kind} ({device.platform})")
-    print(f"{device.device_kind} ({device.platform}), jax {jax.__version__}")
+    say(f"{device.device_kind} ({device.platform}), jax {jax.__version__}")
     if arguments.device_check:
         return 0
     command = "python experiments/speed/h200_core.py" + " --small" * arguments.small
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = arguments.out or default_path(results, complete=not arguments.small)
     out.parent.mkdir(parents=True, exist_ok=True)
     in_time = lambda: time.monotonic() - began < 60 * arguments.minutes
-    settings = Settings(arguments.rounds, MEMORY, device.platform, print, most=3, time_left=in_time)
+    settings = Settings(arguments.rounds, MEMORY, device.platform, say, most=3, time_left=in_time)
     cases = sorted(CASES, key=lambda case: ORDER.index(case.name))
     with no_compilation_cache():
         size = 10_000 if arguments.small else 100_000_000

@@ -85,7 +85,7 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
             arguments.peers, patches = peer_cases(arguments.peer)
         except ValueError as error:
             parser.error(str(error))
-        print(f"JaxPruner, patched in this process only: {'; '.join(patches) or 'nothing'}")
+        say(f"JaxPruner, patched in this process only: {'; '.join(patches) or 'nothing'}")
     return arguments
 
 
@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = [case for case in CASES if arguments.only is None or case.name in arguments.only]
     chosen += [case for case in arguments.peers if arguments.only is None or case.name.split()[-1] in arguments.only]
     wanted = arguments.tree or [name for name, tree in TREES.items() if arguments.large or not tree.large]
-    settings = Settings(arguments.rounds, MEMORY, jax.default_backend(), print)
+    settings = Settings(arguments.rounds, MEMORY, jax.default_backend(), say)
     with no_compilation_cache():
         for name in wanted:
             add_tree(results, TREES[name], chosen, settings, out)
@@ -116,6 +116,11 @@ def add_tree(results: dict[str, Any], tree: Tree, chosen: Sequence[Case], settin
         results["rows"] += found.rows
         results["left_out"] += found.left_out
         write_json(out, results)
+
+
+def say(text: str) -> None:
+    """Prints one line at once, also into a pipe."""
+    print(text, flush=True)
 
 
 def command(arguments: argparse.Namespace) -> str:
