@@ -1,6 +1,7 @@
 # make run       the comparison on digits              make test      lint, types, and every test but the long ones
 # make lint      ruff and mypy alone                   make test-all  the long tests too
 # make contract  what every method guarantees            make clean     removes what was built here
+# make bench     what sparsity adds to an optimizer step, against bare optax; PEER=DIR: and against JaxPruner there
 #
 # FLAGS=--profile make run shows where its time goes.
 # PYTHON=python3.12 make run picks another interpreter; VENV=DIR keeps its environment in a place of its own.
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
-.PHONY: run test test-all lint contract clean
+.PHONY: run test test-all lint contract bench clean
 
 run: $(STAMP)
 	$(BIN)/sparsejax sweep --config configs/digits.py --out runs/digits --workers 0 $(FLAGS)
@@ -23,6 +24,9 @@ test-all: lint
 
 contract: $(STAMP)
 	$(PYTEST) tests/contract_test.py tests/methods_test.py tests/impossible_test.py
+
+bench: $(STAMP)
+	$(BIN)/python experiments/speed/optimizer.py $(if $(PEER),--peer $(PEER))
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -3,7 +3,7 @@
     sparsejax train  --config FILE[:arg] --workdir DIR [--profile] [--config.field=value ...]
     sparsejax sweep  --config FILE[:arg] --out DIR [--workers N] [--profile] [--config.field=value ...]
     sparsejax list
-    sparsejax report DIR
+    sparsejax report PATH
 
 Exit codes: 0; 1 a trial failed or something unforeseen happened; 2 bad input, and nothing was written; 3 a
 loss that is not finite; 130 and 143 after Ctrl-C and SIGTERM, with everything saved.
@@ -71,8 +71,8 @@ def _parsers() -> tuple[_Parser, dict[str, tuple[_Parser, list[str]]]]:
     for sub in (train, sweep):
         flag(sub, "--profile", action="store_true", help="show where the time went, and write it to profile.json")
     command("list", "name the methods, data sets and models")
-    report = command("report", "rebuild table and plots of a run or a sweep from what is on disk")
-    report.add_argument("directory", type=Path, metavar="DIR", help="a run's or a sweep's directory")
+    report = command("report", "rebuild table and plots of a run, a sweep or speed results from what is on disk")
+    report.add_argument("path", type=Path, metavar="PATH", help="a run, a sweep, or results of experiments/speed")
     return parser, out
 
 
@@ -146,7 +146,7 @@ def _run(arguments: argparse.Namespace, overrides: dict[str, str], console: Cons
     if arguments.command == "report":
         from sparsejax.report.write import report
 
-        report(arguments.directory, console)
+        report(arguments.path, console)
         return 0
     from sparsejax.launch.names import known_names
 

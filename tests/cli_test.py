@@ -64,7 +64,7 @@ MISTAKES = [
     (sweep("--workers=-1"), ["--workers", "'-1'", ">= 0"]),
     (train("extra"), ["extra"]),
     (train("--config.sparsity"), ["--config.sparsity", "value"]),
-    (["report"], ["DIR", "required"]),
+    (["report"], ["PATH", "required"]),
     (["report", "no/such"], ["no/such", "does not exist"]),
     # the config file
     (train(config="configs/tinny.py"), ["configs/tinny.py", "'configs/tiny.py'"]),

@@ -7,21 +7,21 @@ from pathlib import Path
 
 from rich.console import Console
 
-from sparsejax.files import write_atomic
+from sparsejax.files import read_json, write_atomic
 from sparsejax.launch.config import InputError
 from sparsejax.launch.terminal import say
 from sparsejax.launch.trials import sweep_config
-from sparsejax.report import collect, tables
+from sparsejax.report import collect, speed, tables
 from sparsejax.report.collect import Run
 
 PLOTS = ("accuracy.png", "layers.png", "churn.png")
 
 
 def report(path: Path, console: Console) -> None:
-    """Rebuilds table and plots in `path`, a run or a sweep, from what is on disk, and shows them.
+    """Rebuilds table and plots of `path`, a run, a sweep or results of experiments/speed, and shows them.
 
     Raises:
-      InputError: if there is neither in `path`.
+      InputError: if `path` is none of them.
     """
     if not path.exists():
         raise InputError(f"report: {path} does not exist")
@@ -29,8 +29,11 @@ def report(path: Path, console: Console) -> None:
         show_sweep(path, console)
     elif path.is_dir() and collect.is_run(path):
         show_run(path, console)
+    elif files := speed.result_files(path):
+        for file in files:
+            show_speed(file, console)
     else:
-        raise InputError(f"report: {path} is neither a run nor a sweep (no config.json in it)")
+        raise InputError(f"report: {path} is no run or sweep (no config.json in it) nor a result of experiments/speed")
 
 
 def show_sweep(path: Path, console: Console, *, redraw: bool = True) -> None:
@@ -89,6 +92,27 @@ def show_run(path: Path, console: Console) -> None:
         },
     )
     _list_files(path, console, ("curves.png", "layers.png", "churn.png"))
+
+
+def show_speed(file: Path, console: Console) -> None:
+    """Writes a Markdown table and a picture beside a result file of experiments/speed, and shows the tables.
+
+    Raises:
+      InputError: it is of another version, or not whole.
+    """
+    from sparsejax.report.speed_plot import picture
+
+    results = read_json(file)
+    image, text = file.with_suffix(".png").name, file.with_suffix(".md").name
+    if results.get("version") != speed.VERSION:
+        raise InputError(f"report: {file} has version {results.get('version')!r}, not {speed.VERSION}")
+    try:
+        speed.show_tables(results, console)
+        write_atomic(file.parent / text, speed.markdown(results, image))
+        _draw(file.parent, {image: lambda path: picture(results, path)})
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise InputError(f"report: {file} is not a whole result of experiments/speed ({error!r})") from None
+    _list_files(file.parent, console, (text, image))
 
 
 def _draw(path: Path, makers: dict[str, Callable[[Path], bool]]) -> None:
