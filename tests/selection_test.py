@@ -1,5 +1,6 @@
 """Selection: exact masks against NumPy's stable sort, on one device and on eight, whatever the dtype and ties."""
 
+import contextlib
 import functools
 import math
 import re
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from sparsejax import selection
 from sparsejax.selection import (
     Scores,
     as_count,
@@ -25,6 +27,7 @@ from sparsejax.selection import (
     select_across,
     top_mask,
 )
+from sparsejax.selection.random_masks import Draw, drawn_masks
 
 FLOATS = [np.dtype(np.float32), np.dtype(jnp.bfloat16), np.dtype(np.float16)]
 INTEGERS = [np.dtype(kind) for kind in (np.int32, np.int8, np.uint32, np.bool_)]
@@ -365,6 +368,90 @@ def test_a_count_beyond_32_bits_keeps_everything():
     assert top_mask(jnp.arange(5.0), 2**40).all()
 
 
+# One buffer for many leaves, against one leaf at a time.
+
+
+LEAVES = {"long": ((70_001,), (0,)), "kernel": ((3, 3, 40, 60), (0, 1, 2, 3)), "stack": ((3, 80, 90), (1, 2)),
+          "small": ((5, 7), (0, 1)), "middle": ((9_000, 2), (0,))}  # fmt: skip
+
+
+def requests(arrays, keep):
+    return [
+        selection.Request(Scores(order_key, (arrays[name],)), keep(name), axes) for name, (_, axes) in LEAVES.items()
+    ]
+
+
+def drawn_leaves(kind, dtype):
+    """Leaves whose values are spread, tied, clustered or all the same."""
+    random = np.random.default_rng(17)
+    values = {
+        "spread": lambda shape: random.standard_normal(shape),
+        "tied": lambda shape: random.integers(-2, 3, shape),
+        "clustered": lambda shape: np.where(random.random(shape) < 0.3, 1e-3, 1) * (1 + 1e-6 * random.random(shape)),
+        "one value": lambda shape: np.full(shape, 0.25),
+    }[kind]
+    return {name: jnp.asarray(values(shape), dtype) for name, (shape, _) in LEAVES.items()}
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=str)
+@pytest.mark.parametrize("buffer", [2**9, 2**20])
+def test_many_leaves_in_one_buffer_get_the_masks_of_a_stable_sort(dtype, buffer, monkeypatch):
+    monkeypatch.setitem(selection.arena.BUFFER, "cpu", buffer)
+
+    @jax.jit
+    def chosen(arrays, share):
+        counts = lambda name: as_count((share * math.prod(LEAVES[name][0][a] for a in LEAVES[name][1])).astype(int))
+        return [answer.mask for answer in selection.answered(requests(arrays, counts))]
+
+    for kind in ("spread", "tied", "clustered", "one value"):
+        arrays = drawn_leaves(kind, dtype)
+        for share in (0.0, 0.01, 0.7, 1.0):
+            masks = chosen(arrays, jnp.float32(share))
+            for mask, (name, (shape, axes)) in zip(masks, LEAVES.items(), strict=True):
+                count = int(jnp.float32(share) * math.prod(shape[a] for a in axes))
+                expected = oracle(np.asarray(arrays[name]), count, axes)
+                np.testing.assert_array_equal(mask, expected, err_msg=f"{kind} {name} {share}")
+
+
+def test_a_share_of_the_candidates_and_entries_that_are_not_finite():
+    """Keys of 0 are no candidates; entries that are not finite are counted, on one device and where shards may be."""
+    x = np.random.default_rng(18).standard_normal((90, 80)).astype(np.float32)
+    x[x < 0] = 0
+    scores = Scores(lambda x: jnp.where(x > 0, order_key(x), 0), (jnp.asarray(x),))
+    finite = Scores(lambda x: x < 2, (jnp.asarray(x),))
+    ask = lambda finite: selection.Request(scores, selection.AllBut(0.25), (0, 1), None, finite)
+    for place in (contextlib.nullcontext, many_devices):
+        with place():
+            plain, told = jax.jit(lambda: selection.answered([ask(None), ask(finite)]))()
+        number = int((x > 0).sum())
+        assert integer(plain.candidates).item() == number
+        np.testing.assert_array_equal(plain.mask, oracle(x, number - number // 4))
+        assert integer(told.refused) == (x >= 2).sum()
+
+
+def test_random_masks_are_the_same_alone_and_among_shards_and_spread_evenly():
+    draws = [
+        Draw(salt, shape, axes, keep)
+        for salt, shape, axes, keep in [
+            (1, (300, 200), (0, 1), 6_000),
+            (2, (3, 90, 80), (1, 2), 720),
+            (3, (6, 4), (0,), 2),
+        ]
+    ]
+    key = jax.random.key_data(jax.random.key(7))
+    alone = drawn_masks(key, draws)
+    with many_devices():
+        for mask, other in zip(alone, jax.jit(lambda key: drawn_masks(key, draws))(key), strict=True):
+            np.testing.assert_array_equal(mask, other)
+    for mask, traced in zip(alone, jax.jit(lambda key: drawn_masks(key, draws))(key), strict=True):
+        np.testing.assert_array_equal(mask, traced)
+    assert [int(mask.sum()) for mask in alone] == [6_000, 3 * 720, 2 * 4]
+    rows = np.asarray(alone[0]).sum(1)  # of 200 at density 0.1: variance 18
+    assert abs(rows.mean() - 20) < 1e-6 and 12 < rows.var() < 25
+    other = drawn_masks(jax.random.key_data(jax.random.key(8)), draws)[0]
+    assert abs(int((alone[0] & other).sum()) - 600) < 120  # independent: 10 % of 6,000
+
+
 # Transformations, shardings, memory.
 
 
@@ -447,13 +534,23 @@ def test_one_threshold_over_sharded_leaves(kind):
     np.testing.assert_array_equal(masks, best(joined, 1_500))
 
 
-def test_nothing_of_the_size_of_the_leaf_is_stored():
-    count = jax.ShapeDtypeStruct((), jnp.int32)
-    for dtype, axes, slices in ((jnp.float32, None, 1), (jnp.bfloat16, (1,), 2048)):
-        leaf = jax.ShapeDtypeStruct((2048, 2048), dtype)
-        run = jax.jit(functools.partial(top_mask, axes=axes)).lower(leaf, count).compile()
-        words = 8 * 4 * slices  # a few for each slice
-        assert run.memory_analysis().temp_size_in_bytes < 64_000 + words, (dtype, axes)
+def stored(dtype, axes):
+    """Bytes that ranking a leaf of 4 M entries needs besides the leaf and the mask."""
+    leaf, count = jax.ShapeDtypeStruct((2048, 2048), dtype), jax.ShapeDtypeStruct((), jnp.int32)
+    run = jax.jit(functools.partial(top_mask, axes=axes)).lower(leaf, count).compile()
+    return run.memory_analysis().temp_size_in_bytes
+
+
+def test_nothing_of_the_size_of_a_leaf_that_may_be_sharded_is_stored():
+    with many_devices():
+        for dtype, axes, slices in ((jnp.float32, None, 1), (jnp.bfloat16, (1,), 2048)):
+            words = 16 * 4 * slices  # each slice's bracket, candidates and counts
+            assert stored(dtype, axes) < 64_000 + words, (dtype, axes)
+
+
+def test_on_one_device_the_keys_of_one_leaf_are_stored():
+    for dtype in (jnp.float32, jnp.bfloat16):
+        assert stored(dtype, None) < 2048 * 2048 * jnp.dtype(dtype).itemsize + 128_000
 
 
 def test_compiled_text_of_a_large_leaf_has_no_sort():

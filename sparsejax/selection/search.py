@@ -1,9 +1,9 @@
 """The search for cuts: between which two neighbouring keys the k largest end.
 
 A problem is a set of keys and a number k. Its bracket holds the cut. In a pass all keys are compared with a few
-candidates at once; three of them are guesses, which take the keys in the bracket as spread evenly, and one halves the
-bracket, so that no spread of keys needs more passes than a key has bits. Typically five passes find the cut among
-millions. Many problems are searched together, as arrays of brackets.
+candidates at once. Two are guesses around where the cut is if the keys in the bracket are spread evenly; two lie near
+its ends, for keys that cluster there; and one halves it, so that no spread of keys needs more passes than a key has
+bits. Typically four or five passes find the cut among millions. Many problems are searched together, as arrays.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from jax import lax
 from sparsejax.selection.counts import Count, as_float, at_least, choose, equal, minus
 from sparsejax.selection.keys import highest
 
-SPREAD = (-0.8, 0.0, 0.8)  # guesses, in standard deviations of a rank under evenly spread keys
+SPREAD = (-0.8, 0.8)  # guesses, in standard deviations of a rank under evenly spread keys
+END = 4  # candidates near the ends lie 2^-END of the bracket inside
 
 
 class Bracket(NamedTuple):
@@ -64,7 +65,7 @@ def is_found(bracket: Bracket, k: Count) -> jax.Array:
 
 
 def candidates_in(bracket: Bracket, k: Count) -> jax.Array:
-    """Keys above lo, up to top: guesses at the cut by interpolation, and the middle."""
+    """Keys above lo, up to top."""
     lo, top, at_lo, above = bracket
     width = top - lo
     span = width.astype(jnp.float32)
@@ -73,7 +74,7 @@ def candidates_in(bracket: Bracket, k: Count) -> jax.Array:
     nearer = jnp.minimum(rank, inside - rank)
     octave = 2.0 ** {1: 3, 2: 7, 4: 23, 8: 52}[lo.dtype.itemsize]  # keys of floats: over one, density changes by half
     deviation = jnp.sqrt(jnp.maximum(rank * (inside - rank), 0) / inside) + 0.3 * nearer * jnp.minimum(span / octave, 1)
-    found = [lo + (width >> 1) + (width & 1)]
+    found = [lo + (width >> 1) + (width & 1), lo + (width >> END) + 1, top - (width >> END)]
     for step in SPREAD:
         share = jnp.clip(1 - (rank + step * deviation) / inside, 0.0, 1 - 2.0**-22)
         found.append(lo + jnp.minimum((share * span).astype(lo.dtype), width - 1) + 1)

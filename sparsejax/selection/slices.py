@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from sparsejax.selection import counts
-from sparsejax.selection.counts import Count, as_count, count_true, minus, plus, smaller, stacked, total
+from sparsejax.selection.counts import Count, as_count, choose, count_true, minus, plus, smaller, stacked, total
 from sparsejax.selection.keys import Scores, highest
 from sparsejax.selection.request import AllBut, Chosen, Request, kept, marked
 from sparsejax.selection.search import Bracket, Counting, narrowed, remaining, search, widest
@@ -48,15 +48,20 @@ def select_together(requests: Sequence[Request], k: Count) -> list[Chosen]:
     counting = _counting(leaves, axes)
     bracket, k, _, _ = _begun(counting, leaves, k, ())
     bracket = search(counting, [leaf.operands for leaf in leaves], k, bracket)
-    _, rest = remaining(bracket, k)
+    any_tied, rest = remaining(bracket, k)
     chosen = []
     for request, scores in zip(requests, leaves, strict=True):
-        keys = scores.keys(*scores.operands)
-        mask, tie = _above(scores, bracket, k)
-        number = count_true([keys >= 1, keys >= highest(keys.dtype), tie.where.keys(*tie.where.operands)], request.axes)
-        candidates, largest, tied = (_scalar(count) for count in number)
-        share = smaller(rest, tied)
+        read, lo = lax.optimization_barrier((scores.operands, bracket.lo))
+        keys = scores.keys(*read)
+        lo = _at(lo, keys.ndim)
+        numbers = count_true([keys >= 1, keys >= highest(keys.dtype), keys >= lo, keys > lo], request.axes)
+        candidates, largest, at_lo, above = (_scalar(count) for count in numbers)
+        tied = minus(at_lo, above)
+        share = choose(any_tied, smaller(rest, tied), tied)
         rest = minus(rest, share)
+        # What is read once more must not be stored until then.
+        again, share = lax.optimization_barrier((scores.operands, share))
+        mask, tie = _above(scores._replace(operands=again), bracket, k)
         mask |= _told_apart(tie._replace(number=tied, keep=share), request.axes, request.ties)
         chosen.append(Chosen(mask, candidates, largest))
     return chosen
@@ -98,6 +103,7 @@ def _begun(counting: Counting, leaves: Sequence[Scores], keep: Count | AllBut, s
     k = kept(keep, candidates)
     number = as_count(sum(leaf.example.size for leaf in leaves) // max(math.prod(shape), 1))
     full = Count(jnp.full_like(largest.hi, number.hi), jnp.full_like(largest.lo, number.lo))
+    ends = jnp.stack([jnp.full_like(largest.lo, end, dtype) for end in (1, highest(dtype))])  # sharded as the counts
     bracket = narrowed(widest(full, jnp.zeros_like(largest.lo, dtype)), k, ends, counted)
     return bracket, k, candidates, largest
 
