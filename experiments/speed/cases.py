@@ -83,8 +83,8 @@ def granet(inner: optax.GradientTransformation, layout: Layout | None):
     plan = (schedules.Phase(until=END, every=EVERY, ramp=True, drop_fraction=0.3),)
 
     def new_mask(leaf):
-        pruned = leaf._replace(mask=keep_best(leaf))
-        return drop_and_grow(pruned, grow=criteria.gradient)
+        pruned = leaf._replace(mask=(yield from keep_best(leaf)))
+        return (yield from drop_and_grow(pruned, grow=criteria.gradient))
 
     return sparsejax.sparse_wrapper(inner, new_mask, plan=plan, sparsity=SPARSITY, layout=layout)
 
