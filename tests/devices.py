@@ -2,10 +2,10 @@
 
 import contextlib
 
-from sparsejax.selection import arena
+from sparsejax.selection import devices
 
 alone = [True]
-arena.on_one_device = lambda: alone[-1]
+devices.on_one_device = lambda: alone[-1]
 
 
 @contextlib.contextmanager

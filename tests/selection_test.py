@@ -368,7 +368,7 @@ def test_a_count_beyond_32_bits_keeps_everything():
     assert top_mask(jnp.arange(5.0), 2**40).all()
 
 
-# One buffer for many leaves, against one leaf at a time.
+# Many leaves by the same passes.
 
 
 LEAVES = {"long": ((70_001,), (0,)), "kernel": ((3, 3, 40, 60), (0, 1, 2, 3)), "stack": ((3, 80, 90), (1, 2)),
@@ -394,9 +394,9 @@ def drawn_leaves(kind, dtype):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=str)
-@pytest.mark.parametrize("buffer", [2**9, 2**20])
-def test_many_leaves_in_one_buffer_get_the_masks_of_a_stable_sort(dtype, buffer, monkeypatch):
-    monkeypatch.setitem(selection.arena.BUFFER, "cpu", buffer)
+@pytest.mark.parametrize("large", [2**9, 2**20])
+def test_many_leaves_searched_together_get_the_masks_of_a_stable_sort(dtype, large, monkeypatch):
+    monkeypatch.setattr(selection.passes, "LARGE", large)
 
     @jax.jit
     def chosen(arrays, share):

@@ -1,20 +1,21 @@
 """Exact selection of the k largest scores without a sort: counting passes over order-preserving bit patterns.
 
 A score becomes an unsigned key with the same order (`keys`). The cut between the kept and the rest is searched by
-counting (`search`), on one device in a buffer that holds leaf after leaf (`arena`), else in the arrays as they lie
-(`slices`); both find the same masks.
+counting (`search`), on one device in all leaves by the same passes (`passes`), else leaf by leaf, wherever its shards
+lie (`slices`); both find the same masks.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from sparsejax.selection import arena, slices
-from sparsejax.selection.counts import Count, as_count, count_true, minus, scaled
+from sparsejax.selection import passes, slices
+from sparsejax.selection.counts import WORD, Count, as_count, count_true, minus, scaled
 from sparsejax.selection.keys import Scores, highest, order_key, value_of
 from sparsejax.selection.request import AllBut, Chosen, Request
 
@@ -27,16 +28,13 @@ __all__ = [
 def answered(requests: Sequence[Request]) -> list[Chosen]:
     """The answers to requests, each leaf on its own; those that one program can answer together are."""
     answers: list[Any] = [None] * len(requests)
-    sets: dict[Any, list[int]] = {}
-    for i, request in enumerate(requests):
-        if arena.fits(request):
-            kind = request.keep.rounding if isinstance(request.keep, AllBut) else None
-            sets.setdefault(kind, []).append(i)
-        else:
-            answers[i] = slices.select_one(request)
-    for members in sets.values():
-        for i, chosen in zip(members, arena.select_each([requests[i] for i in members]), strict=True):
+    together = [i for i, request in enumerate(requests) if passes.fits(request)]
+    if together:
+        for i, chosen in zip(together, passes.select_each([requests[i] for i in together]), strict=True):
             answers[i] = chosen
+    for i, request in enumerate(requests):
+        if answers[i] is None:
+            answers[i] = slices.select_one(request)
     return answers
 
 
@@ -49,7 +47,9 @@ def answered_together(requests: Sequence[Request], keep: Count) -> list[Chosen]:
     found = [str(request.scores.example.dtype) for request in requests]
     if len(set(found)) > 1:
         raise ValueError(f"the scores of several leaves need one dtype to be ranked together; their keys are {found}")
-    return slices.select_together(requests, keep)
+    sizes = sum(math.prod(request.shape) for request in requests)
+    select = passes.select_together if all(map(passes.fits, requests)) and sizes < WORD // 2 else slices.select_together
+    return select(requests, keep)
 
 
 def select(leaf: Scores, k: int | jax.Array | Count, axes: tuple[int, ...], ties: jax.Array | None = None) -> jax.Array:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 
-class Scores(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Scores:
     """Keys of one leaf, computed where they are read: `keys(*operands)` are unsigned integers, larger = keep.
 
     Attributes:
@@ -21,10 +24,14 @@ class Scores(NamedTuple):
     keys: Callable[..., jax.Array]
     operands: tuple[Any, ...]
 
-    @property
+    @functools.cached_property
     def example(self) -> jax.ShapeDtypeStruct:
         """Shape and dtype of the keys."""
         return jax.eval_shape(self.keys, *self.operands)
+
+    def of(self, operands: tuple[Any, ...]) -> Scores:
+        """The same keys of other operands of the same shapes."""
+        return Scores(self.keys, operands)
 
 
 def order_key(x: jax.Array) -> jax.Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -39,6 +40,26 @@ class Request(NamedTuple):
     axes: tuple[int, ...]
     ties: jax.Array | None = None
     finite: Scores | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the leaf."""
+        return self.scores.example.shape
+
+    @property
+    def dtype(self) -> Any:
+        """Of the keys."""
+        return self.scores.example.dtype
+
+    @property
+    def size(self) -> int:
+        """Entries of a slice."""
+        return math.prod(self.shape[axis] for axis in self.axes)
+
+    @property
+    def slices(self) -> int:
+        """How many slices there are."""
+        return math.prod(self.shape) // max(self.size, 1)
 
 
 class Chosen(NamedTuple):

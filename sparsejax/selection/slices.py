@@ -61,7 +61,7 @@ def select_together(requests: Sequence[Request], k: Count) -> list[Chosen]:
         rest = minus(rest, share)
         # What is read once more must not be stored until then.
         again, share = lax.optimization_barrier((scores.operands, share))
-        mask, tie = _above(scores._replace(operands=again), bracket, k)
+        mask, tie = _above(scores.of(again), bracket, k)
         mask |= _told_apart(tie._replace(number=tied, keep=share), request.axes, request.ties)
         chosen.append(Chosen(mask, candidates, largest))
     return chosen

@@ -14,7 +14,7 @@ from sparsejax.distributions import erk, uniform
 from sparsejax.leaves import Axes, Layout, Where, checked_axes, leaf_path, named_leaves, select_leaves
 from sparsejax.masks import flat_masks
 from sparsejax.patterns import NM, Pattern, check_pattern_globs, kept_units, pattern_of
-from sparsejax.selection import arena, order_key
+from sparsejax.selection import devices, order_key
 from sparsejax.selection.random_masks import Draw, drawn_masks
 
 PyTree = Any
@@ -205,7 +205,7 @@ def _random_masks(weights: list[jax.Array], specs: list[Spec], keeps: list[int],
 
 def _beside(mask: jax.Array, weight: jax.Array) -> jax.Array:
     """The mask, tied to the weight so that the compiler shards it alike; the comparison never holds."""
-    if arena.on_one_device():
+    if devices.on_one_device():
         return mask
     key = order_key(weight)
     return mask ^ (key == jnp.array(jnp.iinfo(key.dtype).max, key.dtype))
