@@ -1,0 +1,10 @@
+"""Where leaves may be."""
+
+from __future__ import annotations
+
+import jax
+
+
+def on_one_device() -> bool:
+    """Whether no leaf can be sharded."""
+    return jax.device_count() == 1
