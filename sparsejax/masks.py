@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from sparsejax.leaves import Where, leaf_path, select_leaves
-from sparsejax.packing import Packed, pack, unpack
+from sparsejax.packing import Packed, pack, sharded_as, unpack
 from sparsejax.state import SparseState
 
 PyTree = Any
@@ -80,7 +80,7 @@ def apply_masks(params: PyTree, masks: PyTree) -> PyTree:
       >>> apply_masks({"w": jnp.array([1.0, 2.0])}, {"w": jnp.array([True, False])})["w"].tolist()
       [1.0, 0.0]
     """
-    return map_masks(lambda m, w: w if m is None else jnp.where(m, w, jnp.zeros_like(w)), masks, params)
+    return map_masks(lambda m, w: w if m is None else jnp.where(sharded_as(m, w), w, jnp.zeros_like(w)), masks, params)
 
 
 def masks_from(params: PyTree, where: Where | None = None) -> PyTree:

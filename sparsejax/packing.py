@@ -91,7 +91,13 @@ def unpack(packed: Packed, like: jax.Array | None = None) -> jax.Array:
     tested = (spread & (jnp.uint8(1) << _places(spread, at + 1))) != 0
     whole = tested.reshape(*bits.shape[:at], 8 * bits.shape[at], *bits.shape[at + 1 :])
     mask = lax.slice_in_dim(whole, 0, length, axis=at) if length % 8 else whole
-    return mask if like is None else _sharded_as(mask, like)
+    return mask if like is None else sharded_as(mask, like)
+
+
+def sharded_as(mask: jax.Array, like: jax.Array) -> jax.Array:
+    """The mask on the explicit mesh axes of another array: a device drops what it does not need, or gathers."""
+    wanted, found = jax.typeof(like).sharding, jax.typeof(mask).sharding
+    return mask if wanted.spec == found.spec else jax.sharding.reshard(mask, wanted)
 
 
 def _places(spread: jax.Array, axis: int) -> jax.Array:
@@ -113,9 +119,3 @@ def _divisible(mask: jax.Array, at: int) -> jax.Array:
         return mask
     spec = jax.P(*(None if each == at else name for each, name in enumerate(sharding.spec)))
     return jax.sharding.reshard(mask, jax.NamedSharding(sharding.mesh, spec))
-
-
-def _sharded_as(mask: jax.Array, like: jax.Array) -> jax.Array:
-    """The mask on the explicit mesh axes of another array: each device drops what it does not need."""
-    sharding = jax.typeof(like).sharding
-    return mask if jax.typeof(mask).sharding == sharding else jax.sharding.reshard(mask, sharding)
