@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from sparsejax.leaves import Where, leaf_path, select_leaves
+from sparsejax.packing import Packed, pack, sharded_as, unpack
 from sparsejax.state import SparseState
 
 PyTree = Any
@@ -21,11 +22,12 @@ def map_masks(fn: Callable[..., Any], masks: PyTree, *trees: PyTree) -> PyTree:
     """Maps `fn(mask, *leaves)` over trees of the params' structure; the mask of a dense leaf is None."""
     structure: Any = jax.tree.structure(trees[0])
     leaves = [structure.flatten_up_to(tree) for tree in trees]
-    return structure.unflatten([fn(*each) for each in zip(flat_masks(trees[0], masks), *leaves, strict=True)])
+    flat = unpacked(flat_masks(trees[0], masks), leaves[0])
+    return structure.unflatten([fn(*each) for each in zip(flat, *leaves, strict=True)])
 
 
 def flat_masks(params: PyTree, masks: PyTree) -> list[Any]:
-    """The mask, or None, of each leaf of the params, in their order.
+    """The mask, as it is stored, or None, of each leaf of the params, in their order.
 
     The masks may have None, or optax's MaskedNode, at any leaf or subtree of the params, and arrays where the params
     have NNX's variables.
@@ -41,8 +43,30 @@ def flat_masks(params: PyTree, masks: PyTree) -> list[Any]:
             raise ValueError(f"masks: one mask stands where the params have {structure}; each leaf needs its own")
         flat.extend([mask] * structure.num_leaves)
 
-    jax.tree.map(add, _plain(masks), _plain(params), is_leaf=lambda node: node is None)
+    jax.tree.map(add, _plain(masks), _plain(params), is_leaf=lambda node: node is None or isinstance(node, Packed))
     return flat
+
+
+def unpacked(flat: list[Any], leaves: list[Any]) -> list[Any]:
+    """Flat masks as bool arrays or None, each sharded as its leaf on explicit mesh axes."""
+    return [unpack(m, leaf) if isinstance(m, Packed) else m for m, leaf in zip(flat, leaves, strict=True)]
+
+
+def mask_tree(params: PyTree, flat: list[Any]) -> PyTree:
+    """Flat masks as the params' tree. Packed ones take the place of NNX's variables, which hold arrays alone."""
+    if not any(isinstance(mask, Packed) for mask in flat):
+        return jax.tree.unflatten(jax.tree.structure(params), flat)
+    structure: Any = jax.tree.structure(params, is_leaf=lambda node: _is_variable(node) and _leaves(node) == 1)
+    return structure.unflatten(flat)
+
+
+def _leaves(tree: PyTree) -> int:
+    structure: Any = jax.tree.structure(tree)
+    return structure.num_leaves
+
+
+def _is_variable(node: Any) -> bool:
+    return hasattr(node, "get_value")
 
 
 def apply_masks(params: PyTree, masks: PyTree) -> PyTree:
@@ -56,7 +80,7 @@ def apply_masks(params: PyTree, masks: PyTree) -> PyTree:
       >>> apply_masks({"w": jnp.array([1.0, 2.0])}, {"w": jnp.array([True, False])})["w"].tolist()
       [1.0, 0.0]
     """
-    return map_masks(lambda m, w: w if m is None else jnp.where(m, w, jnp.zeros_like(w)), masks, params)
+    return map_masks(lambda m, w: w if m is None else jnp.where(sharded_as(m, w), w, jnp.zeros_like(w)), masks, params)
 
 
 def masks_from(params: PyTree, where: Where | None = None) -> PyTree:
@@ -93,16 +117,25 @@ def sparse_states(opt_state: PyTree) -> list[SparseState]:
 
 def _plain(masks: PyTree) -> PyTree:
     """Masks without the variables in which NNX wraps arrays, and None for MaskedNode."""
-    is_end = lambda node: isinstance(node, optax.MaskedNode) or hasattr(node, "get_value")
-    unwrap = lambda node: (
-        None if isinstance(node, optax.MaskedNode) else node.get_value() if hasattr(node, "get_value") else node
-    )
-    return jax.tree.map(unwrap, masks, is_leaf=is_end)
+
+    def unwrap(node):
+        if isinstance(node, optax.MaskedNode):
+            return None
+        return node.get_value() if _is_variable(node) else node
+
+    return jax.tree.map(unwrap, masks, is_leaf=lambda node: isinstance(node, optax.MaskedNode) or _is_variable(node))
+
+
+def _as_bool(masks: PyTree) -> PyTree:
+    """Plain masks as bool arrays, however they are stored."""
+    is_packed = lambda node: isinstance(node, Packed)
+    return jax.tree.map(lambda m: unpack(m) if is_packed(m) else m, _plain(masks), is_leaf=is_packed)
 
 
 def get_masks(opt_state: PyTree) -> PyTree:
     """The masks inside an optimizer state: found by type at any depth (chain, MultiSteps, NNX's optimizer, ...).
 
+    They are bool arrays, also where the state has them packed; of a state that `vmap` made, with its leading axes.
     Several sparse transformations over disjoint leaves (`optax.partition`) are merged into one tree.
 
     Raises:
@@ -111,7 +144,7 @@ def get_masks(opt_state: PyTree) -> PyTree:
     states = sparse_states(opt_state)
     if not states:
         raise ValueError("opt_state holds no SparseState; get_masks needs the state of a sparsejax transformation")
-    trees = [_plain(state.masks) for state in states]
+    trees = [_as_bool(state.masks) for state in states]
     merged = trees[0]
     for tree in trees[1:]:
         merged = _merge(merged, tree)
@@ -150,9 +183,17 @@ def set_masks(opt_state: PyTree, masks: PyTree) -> PyTree:
     def replaced(node):
         if not _is_state(node):
             return node
-        structure: Any
-        leaves, structure = jax.tree_util.tree_flatten_with_path(node.masks)
-        pairs = zip(leaves, flat_masks(node.masks, masks), strict=True)
-        return node._replace(masks=structure.unflatten([checked(path, old, new) for (path, old), new in pairs]))
+        shapes = jax.eval_shape(_as_bool, node.masks)
+        given = zip(jax.tree_util.tree_leaves_with_path(shapes), flat_masks(shapes, masks), strict=True)
+        new = [checked(path, shape, mask) for (path, shape), mask in given]
+        stored = jax.tree.leaves(_plain(node.masks), is_leaf=lambda mask: isinstance(mask, Packed))
+        packed = [pack(m, old.axis) if isinstance(old, Packed) else m for old, m in zip(stored, new, strict=True)]
+        return node._replace(masks=with_masks(node.masks, packed))
 
     return jax.tree.map(replaced, opt_state, is_leaf=_is_state)
+
+
+def with_masks(masks: PyTree, flat: list[Any]) -> PyTree:
+    """A tree of stored masks with others, given without the dense leaves or with None there."""
+    structure: Any = jax.tree.structure(masks)
+    return structure.unflatten(jax.tree.leaves(flat))

@@ -13,7 +13,7 @@ class SparseState(NamedTuple):
     Attributes:
       count: int32 scalar, updates so far.
       key: uint32 key data; with `count` it seeds every random choice.
-      masks: the params' tree with a boolean array, or None, at each leaf.
+      masks: the params' tree with a boolean array, a `packing.Packed` or None at each leaf; `get_masks` reads them.
       inner_state: the wrapped optimizer's.
       skipped: int32 scalar, leaves whose mask update was skipped for a non-finite weight or gradient.
       extra: what a method needs besides; of a gradual method the kept counts of each update.

@@ -1,4 +1,4 @@
-"""Pairs of what a sparse transformation may meet: inner optimizers, outer wrappers, module systems, dtypes, devices."""
+"""Pairs of what a method may meet: inner optimizers, wrappers, module systems, dtypes, stored masks, devices."""
 
 import contextlib
 import itertools
@@ -24,6 +24,7 @@ class Cell(NamedTuple):
     outer: str
     system: str
     dtype: str
+    packed: bool
     devices: int
     method: str
 
@@ -75,7 +76,7 @@ def wrapped(cell):
     method, options = METHODS[cell.method]
     inner, options = (
         INNERS[cell.inner](),
-        dict(sparsity=0.5, where=one_leaf, layout=LAYOUTS.get(cell.system), **options),
+        dict(sparsity=0.5, where=one_leaf, layout=LAYOUTS.get(cell.system), packed=cell.packed, **options),
     )
     if cell.outer == "inject":
         if cell.method == "rigl":
@@ -140,8 +141,8 @@ def _sound(cell):
 
 
 # Which method it is does not meet the inner optimizer: the table of methods sees to that.
-LEVELS = (tuple(INNERS), OUTERS, SYSTEMS, ("float32", "bfloat16", "float16"), (1, 8), tuple(METHODS))
-CELLS = [_sound(cell) for cell in pairwise(LEVELS, weak={(0, 5)})]
+LEVELS = (tuple(INNERS), OUTERS, SYSTEMS, ("float32", "bfloat16", "float16"), (False, True), (1, 8), tuple(METHODS))
+CELLS = [_sound(cell) for cell in pairwise(LEVELS, weak={(0, 6)})]
 
 
 def placements(params, mesh):

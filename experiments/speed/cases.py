@@ -1,8 +1,12 @@
-"""The algorithms that are measured, each as a transformation around an optimizer, at 90 % sparsity."""
+"""The algorithms that are measured, each as a transformation around an optimizer, at 90 % sparsity.
+
+Masks are packed, one bit a weight, but for the two cases that are named after bool masks.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -57,22 +61,21 @@ def bare(inner: optax.GradientTransformation, layout: Layout | None):
     return inner
 
 
-def static(inner: optax.GradientTransformation, layout: Layout | None):
-    return sparsejax.static(inner, sparsity=SPARSITY, layout=layout)
+def static(inner: optax.GradientTransformation, layout: Layout | None, packed: bool = True):
+    return sparsejax.static(inner, sparsity=SPARSITY, layout=layout, packed=packed)
 
 
 def gmp(inner: optax.GradientTransformation, layout: Layout | None, distribution: str | None = None):
-    return sparsejax.gmp(
-        inner, sparsity=SPARSITY, update_end=END, update_every=EVERY, layout=layout, distribution=distribution
-    )
+    options = dict(update_end=END, update_every=EVERY, layout=layout, distribution=distribution)
+    return sparsejax.gmp(inner, sparsity=SPARSITY, packed=True, **options)
 
 
 def set_(inner: optax.GradientTransformation, layout: Layout | None):
-    return sparsejax.set_(inner, sparsity=SPARSITY, update_every=EVERY, layout=layout)
+    return sparsejax.set_(inner, sparsity=SPARSITY, update_every=EVERY, layout=layout, packed=True)
 
 
-def rigl(inner: optax.GradientTransformation, layout: Layout | None):
-    return sparsejax.rigl(inner, sparsity=SPARSITY, update_every=EVERY, layout=layout)
+def rigl(inner: optax.GradientTransformation, layout: Layout | None, packed: bool = True):
+    return sparsejax.rigl(inner, sparsity=SPARSITY, update_every=EVERY, layout=layout, packed=packed)
 
 
 def granet(inner: optax.GradientTransformation, layout: Layout | None):
@@ -86,7 +89,7 @@ def granet(inner: optax.GradientTransformation, layout: Layout | None):
         pruned = leaf._replace(mask=(yield from keep_best(leaf)))
         return (yield from drop_and_grow(pruned, grow=criteria.gradient))
 
-    return sparsejax.sparse_wrapper(inner, new_mask, plan=plan, sparsity=SPARSITY, layout=layout)
+    return sparsejax.sparse_wrapper(inner, new_mask, plan=plan, sparsity=SPARSITY, layout=layout, packed=True)
 
 
 def fan_in(inner: optax.GradientTransformation, layout: Layout | None):
@@ -94,7 +97,7 @@ def fan_in(inner: optax.GradientTransformation, layout: Layout | None):
     if not hasattr(patterns, "fan_in"):
         raise Skipped("sparsejax.patterns has no fan_in yet, so there is no constant fan-in to measure")
     pattern = patterns.fan_in()
-    return sparsejax.rigl(inner, sparsity=SPARSITY, update_every=EVERY, layout=layout, pattern=pattern)
+    return sparsejax.rigl(inner, sparsity=SPARSITY, update_every=EVERY, layout=layout, pattern=pattern, packed=True)
 
 
 def n_of_m(n: int, m: int):
@@ -110,7 +113,7 @@ def n_of_m(n: int, m: int):
 
         plan = (schedules.rewire(every=1, drop_fraction=0.0),)
         pattern = nm(n, m, indivisible="skip")
-        return sparsejax.sparse_wrapper(inner, new_mask, plan=plan, pattern=pattern, layout=layout)
+        return sparsejax.sparse_wrapper(inner, new_mask, plan=plan, pattern=pattern, layout=layout, packed=True)
 
     return make
 
@@ -124,6 +127,8 @@ CASES = [
     Case("rigl", "rewire", rigl, random=True),
     Case("granet", "rewire", granet),
     Case("srigl", "rewire", fan_in, random=True),
+    Case("static_bool", "static", partial(static, packed=False), changes="never", random=True),
+    Case("rigl_bool", "rewire", partial(rigl, packed=False), random=True),
     Case("nm_2_4", "nm", n_of_m(2, 4), changes="always"),
     Case("nm_1_16", "nm", n_of_m(1, 16), changes="always"),
 ]

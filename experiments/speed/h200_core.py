@@ -40,7 +40,7 @@ from timing import ENOUGH
 from trees import TREES, Tree, gpt
 
 MEMORY = 90e9  # bytes of params, moments, masks and gradients at a time; temporaries come on top
-ORDER = ("gmp", "rigl", "gmp_global", "set", "static", "granet", "srigl", "nm_2_4", "nm_1_16")  # what matters first
+ORDER = ("gmp", "rigl", "gmp_global", "set", "static", "granet", "srigl", "nm_2_4", "nm_1_16")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -28,7 +28,7 @@ SAMPLE = 512  # entries of a slice that the first candidates are made of
 SAMPLE_TOGETHER = 8192  # of all leaves, where they are ranked together
 ROW = 256  # entries that the inner reduction of a count adds up, at least
 LARGE = 2**20  # entries of a leaf whose counts are added up in two steps, for several threads
-MOST = 4096  # slices of a leaf; more are searched in the leaf's own shape
+MOST = 64  # slices of a leaf; more are searched in the leaf's own shape
 
 
 class Part(NamedTuple):

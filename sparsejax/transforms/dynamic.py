@@ -33,6 +33,7 @@ def set_(
     layout: Layout | None = None,
     ties: str = "index",
     seed: int | jax.Array = 0,
+    packed: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Sparse evolutionary training: drops the weights nearest to 0 in each layer and grows as many at random places.
 
@@ -51,7 +52,7 @@ def set_(
       signed: whether the smallest positive and the largest negative weights are dropped apart, f of each (the paper),
         or the smallest |w| of both together (RigL's port).
       distribution: None is ERK.
-      pattern, where, layout, ties, seed: see `sparse_wrapper`.
+      pattern, where, layout, ties, seed, packed: see `sparse_wrapper`.
 
     Raises:
       ValueError: an argument is out of range.
@@ -75,6 +76,7 @@ def set_(
         layout=layout,
         ties=ties,
         seed=seed,
+        packed=packed,
     )
 
 
@@ -94,6 +96,7 @@ def rigl(
     layout: Layout | None = None,
     ties: str = "index",
     seed: int | jax.Array = 0,
+    packed: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """RigL: drops the smallest |w| of each layer and grows the largest |gradient|.
 
@@ -112,7 +115,7 @@ def rigl(
       regrow_dropped: whether a place just dropped is free (then it may keep its weight), as in the official code.
       drop_rounding: "floor" (RigL, SRigL) or "ceil" (ITOP, GraNet) of f n.
       distribution: None is ERK.
-      pattern, where, layout, ties, seed: see `sparse_wrapper`. With N:M, weights move inside their group.
+      pattern, where, layout, ties, seed, packed: see `sparse_wrapper`. With N:M, weights move inside their group.
 
     Raises:
       ValueError: an argument is out of range.
@@ -135,6 +138,7 @@ def rigl(
         layout=layout,
         ties=ties,
         seed=seed,
+        packed=packed,
     )
 
 

@@ -24,6 +24,7 @@ def one_shot(
     layout: Layout | None = None,
     ties: str = "index",
     seed: int | jax.Array = 0,
+    packed: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Keeps the largest |w| of each layer, once, at a step; trains densely before it, under fixed masks after it.
 
@@ -32,7 +33,7 @@ def one_shot(
       sparsity: fraction of zeros in [0, 1) from `at_step` on; may be left out where `pattern` is N:M.
       at_step: the step (0 is the first) whose update prunes.
       distribution: None is uniform; "global" ranks all layers together.
-      pattern, where, layout, ties, seed: see `sparse_wrapper`.
+      pattern, where, layout, ties, seed, packed: see `sparse_wrapper`.
 
     Raises:
       ValueError: an argument is out of range.
@@ -56,6 +57,7 @@ def one_shot(
         layout=layout,
         ties=ties,
         seed=seed,
+        packed=packed,
     )
 
 
@@ -73,6 +75,7 @@ def gmp(
     layout: Layout | None = None,
     ties: str = "index",
     seed: int | jax.Array = 0,
+    packed: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Gradual magnitude pruning: the smallest |w| go, more and more of them.
 
@@ -86,7 +89,7 @@ def gmp(
       update_every: Delta T, steps.
       initial_sparsity: s_i in [0, sparsity], taken on at t_0; of other distributions than uniform, in proportion.
       distribution: None is uniform; "global" ranks all layers together.
-      pattern, where, layout, ties, seed: see `sparse_wrapper`.
+      pattern, where, layout, ties, seed, packed: see `sparse_wrapper`.
 
     Raises:
       ValueError: an argument is out of range.
@@ -117,4 +120,5 @@ def gmp(
         layout=layout,
         ties=ties,
         seed=seed,
+        packed=packed,
     )

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from sparsejax.selection import Count, Request, Scores, answered, answered_together
+from sparsejax.packing import Packed, pack, unpack
+from sparsejax.selection import Count, Request, Scores, answered, answered_together, devices
 
 
 class Together(NamedTuple):
@@ -46,7 +47,7 @@ def run_each(steps: Sequence[Steps], finite: Sequence[Scores]) -> tuple[list[jax
                 masks[i] = stop.value
         if first:
             asked = {i: _first(item, finite[i]) for i, item in asked.items()}
-        flat = [request for item in asked.values() for request in _listed(item)]
+        flat = [_lean(request) for item in asked.values() for request in _listed(item)]
         answers = iter(answered(flat))
         sent = {}
         for i, item in asked.items():
@@ -70,7 +71,7 @@ def run_together(steps: Steps, finite: Sequence[Scores]) -> tuple[list[jax.Array
         if not accept:
             told = [request._replace(finite=ok) for request, ok in zip(asked.requests, finite, strict=True)]
             asked = asked._replace(requests=told)
-        answer = answered_together(asked.requests, asked.keep)
+        answer = answered_together([_lean(request) for request in asked.requests], asked.keep)
         accept = accept or [_none(chosen.refused) for chosen in answer]
 
 
@@ -83,6 +84,19 @@ def _first(item: Any, finite: Scores) -> Any:
     if isinstance(item, list):
         return [item[0]._replace(finite=finite), *item[1:]]
     return item._replace(finite=finite)
+
+
+def _lean(request: Request) -> Request:
+    """The request with bool operands at one bit an entry: those of all leaves are stored while leaves are selected."""
+    scores = request.scores
+    if not devices.on_one_device():  # where the bytes might not be divisible by the devices
+        return request
+
+    def keys(*read):
+        return scores.keys(*(unpack(x) if isinstance(x, Packed) else x for x in read))
+
+    operands = (pack(x) if isinstance(x, jax.Array) and x.dtype == bool else x for x in scores.operands)
+    return request._replace(scores=Scores(keys, tuple(operands)))
 
 
 def _none(number: Count) -> jax.Array:

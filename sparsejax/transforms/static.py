@@ -23,6 +23,7 @@ def static(
     layout: Layout | None = None,
     ties: str = "index",
     seed: int | jax.Array = 0,
+    packed: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Trains under fixed masks: given ones, or random ones at a distribution.
 
@@ -31,7 +32,7 @@ def static(
       sparsity: fraction of zeros in [0, 1) over the masked leaves, for random masks.
       masks: the params' tree of bool arrays or None; used as they are, sparsity is then left out.
       distribution: of the sparsity over layers; None is ERK.
-      pattern, where, layout, ties, seed: see `sparse_wrapper`.
+      pattern, where, layout, ties, seed, packed: see `sparse_wrapper`.
 
     Raises:
       ValueError: neither or both of sparsity and masks are given, or one is out of range.
@@ -57,4 +58,5 @@ def static(
         layout=layout,
         ties=ties,
         seed=seed,
+        packed=packed,
     )
