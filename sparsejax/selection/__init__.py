@@ -2,7 +2,8 @@
 
 A score becomes an unsigned key with the same order (`keys`). The cut between the kept and the rest is searched by
 counting (`search`), on one device in a buffer that holds leaf after leaf (`arena`), else in the arrays as they lie
-(`slices`); both find the same masks.
+(`slices`). Where only a few entries are ranked together, they are compared with one another (`groups`). All find the
+same masks.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sparsejax.selection import arena, slices
+from sparsejax.selection import arena, groups, rows, slices
 from sparsejax.selection.counts import Count, as_count, count_true, minus, scaled
 from sparsejax.selection.keys import Scores, highest, order_key, value_of
 from sparsejax.selection.request import AllBut, Chosen, Request
@@ -27,17 +28,29 @@ __all__ = [
 def answered(requests: Sequence[Request]) -> list[Chosen]:
     """The answers to requests, each leaf on its own; those that one program can answer together are."""
     answers: list[Any] = [None] * len(requests)
+    small = [i for i, request in enumerate(requests) if groups.fits(request)]
+    for i, chosen in zip(small, groups.select_ranked([requests[i] for i in small]) if small else [], strict=True):
+        answers[i] = chosen
     sets: dict[Any, list[int]] = {}
     for i, request in enumerate(requests):
+        if answers[i] is not None:
+            continue
         if arena.fits(request):
             kind = request.keep.rounding if isinstance(request.keep, AllBut) else None
             sets.setdefault(kind, []).append(i)
+        elif rows.fits(request):
+            answers[i] = rows.select_rows(request)
         else:
             answers[i] = slices.select_one(request)
     for members in sets.values():
-        for i, chosen in zip(members, arena.select_each([requests[i] for i in members]), strict=True):
+        for i, chosen in zip(members, arena.select_each([_counted(requests[i]) for i in members]), strict=True):
             answers[i] = chosen
     return answers
+
+
+def _counted(request: Request) -> Request:
+    """The request with a Count where it asks for an integer."""
+    return request._replace(keep=as_count(request.keep)) if isinstance(request.keep, int) else request
 
 
 def answered_together(requests: Sequence[Request], keep: Count) -> list[Chosen]:
@@ -61,7 +74,7 @@ def select(leaf: Scores, k: int | jax.Array | Count, axes: tuple[int, ...], ties
       axes: the axes that are ranked together.
       ties: None: lowest flat index first. A PRNG key: at random.
     """
-    return answered([Request(leaf, k if isinstance(k, Count) else as_count(k), axes, ties)])[0].mask
+    return answered([Request(leaf, k if isinstance(k, (int, Count)) else as_count(k), axes, ties)])[0].mask
 
 
 def select_across(
