@@ -42,7 +42,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "update_end": steps * 3 // 4,  # follows epochs and batch_size
             "drop_fraction": 0.3,
             "distribution": "erk",  # or "er", "uniform", of gmp also "global"
-            "pattern": config_dict.placeholder(str),  # "nm(2, 4)", "block(4, 4)", "channel"; None: single weights
+            "pattern": config_dict.placeholder(str),  # "nm(2, 4)", "fan_in", "block(4, 4)", "channel"; None: single
         }
     )
     config.optimizer = "adamw"

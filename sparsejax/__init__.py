@@ -3,7 +3,7 @@
 from sparsejax import criteria, distributions, flops, patterns, schedules, selection
 from sparsejax.leaves import equinox_layout, except_, flax_layout, only, stacked
 from sparsejax.masks import apply_masks, density, get_masks, masks_from, set_masks
-from sparsejax.patterns import block, channel, nm, unstructured
+from sparsejax.patterns import block, channel, fan_in, nm, unstructured
 from sparsejax.state import SparseState
 from sparsejax.topology import exploration_rate, explored, hamming, overlap, summary
 from sparsejax.transforms import (
@@ -23,7 +23,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Leaf", "SparseState", "apply_masks", "block", "channel", "criteria", "density", "distributions", "drop_and_grow",
-    "equinox_layout", "except_", "exploration_rate", "explored", "flax_layout", "flops", "get_masks", "gmp", "hamming",
-    "keep_best", "masks_from", "nm", "one_shot", "only", "overlap", "patterns", "rigl", "schedules", "selection",
-    "set_",     "set_masks", "sparse_wrapper", "stacked", "static", "static_args", "summary", "unstructured",
+    "equinox_layout", "except_", "exploration_rate", "explored", "fan_in", "flax_layout", "flops", "get_masks", "gmp",
+    "hamming", "keep_best", "masks_from", "nm", "one_shot", "only", "overlap", "patterns", "rigl", "schedules",
+    "selection", "set_", "set_masks", "sparse_wrapper", "stacked", "static", "static_args", "summary", "unstructured",
 ]  # fmt: skip

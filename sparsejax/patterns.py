@@ -1,4 +1,4 @@
-"""Which weights may be zero together: single ones, N of every M, blocks, whole channels.
+"""Which weights may be zero together: single ones, N of every M, as many for each neuron, blocks, whole channels.
 
 A pattern turns scores into *units* (weights, blocks, channels) and says which units are ranked together (a *group*).
 Its mask keeps exactly `count` units in every group, for every shape. Patterns are NamedTuples, so they can stand in
@@ -172,6 +172,35 @@ class NM(NamedTuple):
         return self.m
 
 
+class FanIn(NamedTuple):
+    """Single weights, as many for every neuron; see `fan_in`.
+
+    It has a field since NamedTuples without any are equal, and what is cached for one would be found for the other.
+    """
+
+    over: str = "inputs"
+
+    def check(self, path: str, shape: Shape, axes: Axes) -> bool:
+        if not axes.inputs or not axes.outputs:
+            raise ValueError(f"{path}: fan_in() needs an input and an output axis, not {tuple(axes)}")
+        return True
+
+    def units(self, x: jax.Array, axes: Axes) -> jax.Array:
+        return x
+
+    def expand(self, mask: jax.Array, shape: Shape, axes: Axes) -> jax.Array:
+        return mask
+
+    def group_axes(self, shape: Shape, axes: Axes) -> tuple[int, ...]:
+        return tuple(sorted(axes.inputs))
+
+    def slice_axes(self, shape: Shape, axes: Axes) -> tuple[int, ...]:
+        return _not_stacked(len(shape), axes)
+
+    def group_size(self, shape: Shape, axes: Axes) -> int:
+        return math.prod(shape[axis] for axis in axes.inputs)
+
+
 class Block(NamedTuple):
     """Blocks of inputs x outputs; see `block`."""
 
@@ -279,6 +308,19 @@ def nm(n: int, m: int, axis: int | None = None, indivisible: str = "raise") -> N
     return NM(n, m, axis, indivisible)
 
 
+def fan_in() -> FanIn:
+    """Constant fan-in: every neuron (each index along the output axes) keeps the same number of inputs.
+
+    The inputs of a neuron are ranked together. A layer is all of its neurons: what is dropped is chosen over the layer,
+    what grows inside each neuron. SRigL: Lasby et al. 2023, arXiv:2305.02299; its ablation of neurons is not done.
+
+    Example:
+      >>> pattern_mask(fan_in(), jnp.array([[1.0, 9.0], [4.0, 8.0]]), 1).tolist()
+      [[False, True], [True, False]]
+    """
+    return FanIn()
+
+
 def block(shape: tuple[int, int]) -> Block:
     """Blocks of `shape` = (inputs, outputs) weights, scored by their mean; at an edge the remainder is a block.
 
@@ -319,7 +361,9 @@ def pattern_of(pattern: Pattern | Mapping[str, Pattern] | None, path: str) -> Pa
     if isinstance(pattern, Mapping):
         pattern = next((p for glob, p in pattern.items() if fnmatchcase(path, glob)), None)
     if pattern is not None and not hasattr(pattern, "group_axes"):
-        raise ValueError(f"{path}: pattern={pattern!r} is none of unstructured(), nm(n, m), block((bh, bw)), channel()")
+        raise ValueError(
+            f"{path}: pattern={pattern!r} is none of unstructured(), nm(n, m), fan_in(), block((bh, bw)), channel()"
+        )
     return Unstructured() if pattern is None else pattern
 
 

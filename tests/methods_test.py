@@ -130,6 +130,20 @@ def test_n_of_m_moves_weights_inside_their_group(method):
         np.testing.assert_array_equal(after.reshape(3, 4, 8), wanted.reshape(3, 8, 4).swapaxes(1, 2))
 
 
+def test_constant_fan_in_drops_over_the_layer_and_grows_inside_each_neuron():
+    params, grads = small(1), small(2)
+    tx = sparsejax.rigl(SGD, sparsity=0.6, pattern=sparsejax.fan_in(), update_every=4)
+    before, after, _ = updated(tx, params, grads, 4)
+    for mask in (before, after):
+        assert mask.sum(0).tolist() == [oracles.kept(12, 0.6)] * 8
+    left = oracles.survivors(np.asarray(params["Dense_0"]["kernel"]), before, 0.3)
+    assert len(set(left.sum(0))) > 1  # some neurons lose more than others
+    score = np.where(left, np.inf, np.abs(np.asarray(grads["Dense_0"]["kernel"])))
+    wanted = np.stack([oracles.top(score[:, neuron], before[:, neuron].sum()) for neuron in range(8)], axis=1)
+    np.testing.assert_array_equal(after, wanted)
+    assert (before != after).any()
+
+
 def test_n_of_m_gradually():
     """GMP keeps 4, 3 and 2 of every 4 one after the other, always the largest of the group."""
     params = small(1)

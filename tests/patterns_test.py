@@ -18,6 +18,7 @@ from sparsejax.patterns import (
     block,
     channel,
     check_pattern_globs,
+    fan_in,
     kept_units,
     nm,
     pattern_mask,
@@ -82,6 +83,14 @@ def runs_of(m, axis):
     return groups
 
 
+def inputs_of_neurons(scores, axes):
+    """One group for each index along the stacked and the output axes."""
+    along = (*axes.stacked, *axes.outputs)
+    places = itertools.product(*(range(scores.shape[axis]) for axis in along))
+    held = [dict(zip(along, place, strict=True)) for place in places]
+    return [[unit(scores, [i]) for i in every_index(scores.shape, fixed)] for fixed in held]
+
+
 def blocks_of(height, width):
     def groups(scores, axes):
         row, column = axes.inputs[-1], axes.outputs[-1]
@@ -116,6 +125,7 @@ CASES = [
         (nm(2, 4), leaf, runs_of(4, axis))
         for leaf, axis in ((DENSE, 0), (CONV, 2), (QUERY, 0), (OUT, 1), (STACK, 1))
     ],
+    *[(fan_in(), leaf, inputs_of_neurons) for leaf in (DENSE, ODD, CONV, QUERY, OUT, STACK)],
     (nm(1, 3), ODD, runs_of(3, 0)),
     (nm(3, 3, axis=-1), ODD, runs_of(3, 1)),
     (nm(1, 4, axis=3), CONV, runs_of(4, 3)),
@@ -170,6 +180,7 @@ def test_any_shape_and_count_agree_with_the_loops(data):
     chosen = {
         unstructured(): single_weights,
         nm(1, shape[0] // 2 if shape[0] % 2 == 0 else 3): runs_of(shape[0] // 2 if shape[0] % 2 == 0 else 3, 0),
+        fan_in(): inputs_of_neurons,
         block((4, 4)): blocks_of(4, 4),
         channel(): channels_of(1),
     }
@@ -209,6 +220,7 @@ def test_equinox_weights_group_along_their_last_axis():
     axes = equinox_layout("weight", scores)
     np.testing.assert_array_equal(make(nm(2, 4), scores, 2, axes), kept_of(runs_of(4, 1)(scores, axes), 2, (6, 8)))
     np.testing.assert_array_equal(make(channel(), scores, 2, axes), kept_of(channels_of(0)(scores, axes), 2, (6, 8)))
+    np.testing.assert_array_equal(make(fan_in(), scores, 3, axes), kept_of(inputs_of_neurons(scores, axes), 3, (6, 8)))
 
 
 def test_equinox_convolutions_group_along_their_input_channels():
@@ -228,7 +240,7 @@ def test_sharded_scores_give_the_same_mask(kind, spec):
     """Units within a device's part, across parts (32 of 64 rows on 4 devices), and with remainders (5 x 5)."""
     scores = scores_of((64, 48))
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind, kind))
-    cases = ((nm(2, 4), 2), (nm(2, 32), 2), (block((4, 4)), 20), (block((5, 5)), 20), (channel(), 7))
+    cases = ((nm(2, 4), 2), (nm(2, 32), 2), (fan_in(), 13), (block((4, 4)), 20), (block((5, 5)), 20), (channel(), 7))
     with many_devices(), jax.set_mesh(mesh):
         placed = jax.device_put(scores, NamedSharding(mesh, PartitionSpec(*spec)))
         masks = jax.jit(lambda placed: [pattern_mask(pattern, placed, count) for pattern, count in cases])(placed)
@@ -238,7 +250,7 @@ def test_sharded_scores_give_the_same_mask(kind, spec):
 
 
 def test_random_ties_keep_the_count_in_every_group():
-    for pattern, count in ((nm(2, 4), 2), (block((4, 4)), 3), (channel(), 5), (unstructured(), 77)):
+    for pattern, count in ((nm(2, 4), 2), (fan_in(), 7), (block((4, 4)), 3), (channel(), 5), (unstructured(), 77)):
         axes = flax_layout("kernel", jnp.zeros((20, 12)))
         masks = [np.asarray(make(pattern, jnp.ones((20, 12)), count, axes, jax.random.key(i))) for i in (0, 1)]
         for mask in masks:
@@ -250,7 +262,7 @@ def test_random_ties_keep_the_count_in_every_group():
 def test_a_unit_with_nan_is_kept_last():
     scores = np.ones((8, 4), np.float32)
     scores[1, 1] = np.nan
-    for pattern, count in ((unstructured(), 31), (nm(3, 4), 3), (block((2, 2)), 7), (channel(), 3)):
+    for pattern, count in ((unstructured(), 31), (nm(3, 4), 3), (fan_in(), 7), (block((2, 2)), 7), (channel(), 3)):
         assert not make(pattern, scores, count, flax_layout("kernel", scores))[1, 1]
 
 
@@ -308,9 +320,11 @@ def test_a_stacked_axis_is_refused(pattern):
         pattern.check("layers/kernel", (4, 8, 8), Axes((0,), (1,), (2,)))
 
 
-def test_a_block_needs_inputs_and_outputs():
-    with pytest.raises(ValueError, match=r"a/kernel: block\(4, 4\) needs an input and an output axis"):
-        block((4, 4)).check("a/kernel", (8, 8), Axes((), (0, 1), ()))
+@pytest.mark.parametrize("axes", [Axes((), (0, 1), ()), Axes((0,), (), (1,))])
+@pytest.mark.parametrize(("pattern", "says"), [(block((4, 4)), r"block\(4, 4\)"), (fan_in(), r"fan_in\(\)")], ids=str)
+def test_what_needs_inputs_and_outputs_is_refused_without(pattern, says, axes):
+    with pytest.raises(ValueError, match=rf"a/kernel: {says} needs an input and an output axis"):
+        pattern.check("a/kernel", (8, 8), axes)
 
 
 # Which pattern a leaf gets.
@@ -323,6 +337,7 @@ def test_globs_map_leaves_to_patterns_and_the_first_that_matches_wins():
     assert pattern_of(table, "head/kernel") == channel()
     assert pattern_of(table, "stem/kernel") == unstructured()
     assert pattern_of(None, "stem/kernel") == unstructured()
+    assert pattern_of({"head/*": fan_in()}, "head/kernel") == fan_in()
     assert pattern_of(block((2, 2)), "stem/kernel") == block((2, 2))
 
 
@@ -360,4 +375,5 @@ def test_counts_are_exact_where_float32_is_not():
 def test_patterns_compare_and_print():
     assert nm(2, 4) == nm(2, 4) != nm(1, 4)
     assert len({block((4, 4)), block([4, 4]), block((8, 8))}) == 2
+    assert len({unstructured(), fan_in(), channel()}) == 3
     assert str(channel()) == "Channel(axis=None)"

@@ -469,7 +469,17 @@ def test_schedules():
 
 
 @pytest.mark.parametrize(
-    "pattern", ["unstructured", "unstructured()", "block(4, 4)", "block((2, 8))", "channel", "channel(axis=0)"]
+    "pattern",
+    [
+        "unstructured",
+        "unstructured()",
+        "fan_in",
+        "fan_in()",
+        "block(4, 4)",
+        "block((2, 8))",
+        "channel",
+        "channel(axis=0)",
+    ],
 )
 def test_patterns_are_written_as_calls(pattern):
     config = resolve(small("static", method_args={"pattern": pattern}))

@@ -16,6 +16,7 @@ import optax
 import sparsejax
 from sparsejax import criteria, drop_and_grow, keep_best, nm, patterns, schedules
 from sparsejax.leaves import Layout
+from sparsejax.selection import Request, Scores, order_key
 
 SPARSITY = 0.9
 EVERY = 1_000  # steps between mask updates: room for many ordinary ones
@@ -109,7 +110,10 @@ def n_of_m(n: int, m: int):
 
     def make(inner: optax.GradientTransformation, layout: Layout | None):
         def new_mask(leaf):
-            return patterns.pattern_mask(leaf.pattern, jnp.abs(leaf.weight), n, leaf.axes)
+            shape, axes = leaf.weight.shape, leaf.axes
+            scores = Scores(lambda weight: order_key(jnp.abs(weight)), (leaf.pattern.units(leaf.weight, axes),))
+            chosen = yield Request(scores, n, leaf.pattern.group_axes(shape, axes))
+            return leaf.pattern.expand(chosen.mask, shape, axes)
 
         plan = (schedules.rewire(every=1, drop_fraction=0.0),)
         pattern = nm(n, m, indivisible="skip")

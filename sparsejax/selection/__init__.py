@@ -1,8 +1,9 @@
 """Exact selection of the k largest scores without a sort: counting passes over order-preserving bit patterns.
 
 A score becomes an unsigned key with the same order (`keys`). The cut between the kept and the rest is searched by
-counting (`search`), on one device in all leaves by the same passes (`passes`), else leaf by leaf, wherever its shards
-lie (`slices`); both find the same masks.
+counting (`search`): on one device in all leaves by the same passes (`passes`), of leaves with many slices in rows
+(`rows`), else leaf by leaf, wherever its shards lie (`slices`). Where only a few entries are ranked together, they are
+compared with one another (`groups`). All find the same masks.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sparsejax.selection import passes, slices
+from sparsejax.selection import groups, passes, rows, slices
 from sparsejax.selection.counts import WORD, Count, as_count, count_true, minus, scaled
 from sparsejax.selection.keys import Scores, highest, order_key, value_of
 from sparsejax.selection.request import AllBut, Chosen, Request
@@ -28,13 +29,13 @@ __all__ = [
 def answered(requests: Sequence[Request]) -> list[Chosen]:
     """The answers to requests, each leaf on its own; those that one program can answer together are."""
     answers: list[Any] = [None] * len(requests)
-    together = [i for i, request in enumerate(requests) if passes.fits(request)]
-    if together:
-        for i, chosen in zip(together, passes.select_each([requests[i] for i in together]), strict=True):
-            answers[i] = chosen
+    for fits, select_many in ((groups.fits, groups.select_ranked), (passes.fits, passes.select_each)):
+        chosen = [i for i, request in enumerate(requests) if answers[i] is None and fits(request)]
+        for i, answer in zip(chosen, select_many([requests[i] for i in chosen]) if chosen else [], strict=True):
+            answers[i] = answer
     for i, request in enumerate(requests):
         if answers[i] is None:
-            answers[i] = slices.select_one(request)
+            answers[i] = rows.select_rows(request) if rows.fits(request) else slices.select_one(request)
     return answers
 
 
@@ -61,7 +62,7 @@ def select(leaf: Scores, k: int | jax.Array | Count, axes: tuple[int, ...], ties
       axes: the axes that are ranked together.
       ties: None: lowest flat index first. A PRNG key: at random.
     """
-    return answered([Request(leaf, k if isinstance(k, Count) else as_count(k), axes, ties)])[0].mask
+    return answered([Request(leaf, k if isinstance(k, (int, Count)) else as_count(k), axes, ties)])[0].mask
 
 
 def select_across(

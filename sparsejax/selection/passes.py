@@ -136,13 +136,18 @@ def _problems(requests: Sequence[Request]) -> Problems:
         return jnp.concatenate([each.ravel() for each in spread])
 
     any_share = any(isinstance(r.keep, AllBut) for r in requests)
-    keeps = [as_count(0) if isinstance(r.keep, AllBut) else r.keep for r in requests]
+    keeps = [_count(r.keep) for r in requests]
     keep = Count(*(table(words, jnp.uint32) for words in zip(*keeps, strict=True)))
     size = np.concatenate([np.full(r.slices, r.size, np.uint32) for r in requests])
     fractions = [r.keep.fraction if isinstance(r.keep, AllBut) else -1.0 for r in requests]
     up = [np.full(r.slices, isinstance(r.keep, AllBut) and r.keep.rounding == "ceil") for r in requests]
     top = np.concatenate([_top(request) for request in requests])
     return Problems(size, top, keep, table(fractions, jnp.float32) if any_share else None, np.concatenate(up))
+
+
+def _count(keep: int | Count | AllBut) -> Count:
+    """The integer or Count; 0 for a share, which is not read."""
+    return keep if isinstance(keep, Count) else as_count(keep if isinstance(keep, int) else 0)
 
 
 def _kept(problems: Problems, candidates: Count) -> Count:

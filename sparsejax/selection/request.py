@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sparsejax.selection.counts import Count, minus, scaled
+from sparsejax.selection.counts import Count, as_count, minus, scaled
 from sparsejax.selection.keys import Scores, highest
 
 
@@ -29,14 +29,14 @@ class Request(NamedTuple):
 
     Attributes:
       scores: keys; an entry with key 0 comes last, one with the dtype's largest key first.
-      keep: how many of each slice: a Count, which broadcasts against the slices, or AllBut.
+      keep: how many of each slice: an integer, a Count, which broadcasts against the slices, or AllBut.
       axes: ranked together; the other axes are slices, each with its own count.
       ties: None: among equal keys the lowest flat index first. A PRNG key: at random.
       finite: which entries may be ranked (keys are bool); how many may not is counted, and then the mask means nothing.
     """
 
     scores: Scores
-    keep: Count | AllBut
+    keep: int | Count | AllBut
     axes: tuple[int, ...]
     ties: jax.Array | None = None
     finite: Scores | None = None
@@ -76,8 +76,10 @@ class Chosen(NamedTuple):
     refused: Count
 
 
-def kept(keep: Count | AllBut, candidates: Count) -> Count:
+def kept(keep: int | Count | AllBut, candidates: Count) -> Count:
     """How many are kept of so many candidates."""
+    if isinstance(keep, int):
+        return as_count(keep)
     if isinstance(keep, AllBut):
         return minus(candidates, scaled(candidates, keep.fraction, keep.rounding))
     return keep

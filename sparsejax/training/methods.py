@@ -40,6 +40,7 @@ _NAMED: dict[str, dict[str, Any]] = {
     "pattern": {
         "unstructured": patterns.unstructured,
         "nm": patterns.nm,
+        "fan_in": patterns.fan_in,
         "block": patterns.block,
         "channel": patterns.channel,
     },
