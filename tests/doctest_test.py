@@ -15,6 +15,7 @@ import sparsejax
 NAMES = ["sparsejax", *(module.name for module in pkgutil.walk_packages(sparsejax.__path__, "sparsejax."))]
 CORE = [
     "masks",
+    "packing",
     "selection",
     "patterns",
     "criteria",

@@ -40,7 +40,9 @@ from timing import ENOUGH
 from trees import TREES, Tree, gpt
 
 MEMORY = 90e9  # bytes of params, moments, masks and gradients at a time; temporaries come on top
-ORDER = ("gmp", "rigl", "gmp_global", "set", "static", "granet", "srigl", "nm_2_4", "nm_1_16")
+ORDER = (  # what matters first
+    "gmp", "rigl", "gmp_global", "set", "static", "granet", "srigl", "static_bool", "rigl_bool", "nm_2_4", "nm_1_16",
+)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
