@@ -21,7 +21,7 @@ from sparsejax.selection import devices
 from sparsejax.selection.counts import WORD, Count, as_count, as_float, choose, minus, scaled, sums
 from sparsejax.selection.keys import highest
 from sparsejax.selection.request import AllBut, Chosen, Request
-from sparsejax.selection.search import Bracket, candidates_in, is_found, narrowed, remaining
+from sparsejax.selection.search import Bracket, candidates_in, is_found, narrowed, remaining, search
 from sparsejax.selection.slices import flat_index
 
 SAMPLE = 512  # entries of a slice that the first candidates are made of
@@ -183,16 +183,27 @@ def _padded(samples: Sequence[jax.Array]) -> tuple[jax.Array, np.ndarray]:
 
 def _guessed(sample: jax.Array, number: np.ndarray, problems: Problems) -> jax.Array:
     """First candidates, (5, problems): key 1, and four keys around where the cut lies in the sample."""
-    keys = jnp.sort(sample, axis=1)
     rank = as_float(problems.keep) * (number / problems.size.astype(np.float32))
     if problems.share is not None:
-        seen = jnp.sum(keys > 0, axis=1, dtype=jnp.uint32).astype(jnp.float32)
+        seen = jnp.sum(sample > 0, axis=1, dtype=jnp.uint32).astype(jnp.float32)
         rank = jnp.where(problems.share >= 0, seen * (1 - problems.share), rank)
     deviation = 1.5 * jnp.sqrt(jnp.maximum(rank * (1 - rank / number), 0)) + 1
-    ranks = [jnp.clip(rank + away, 1, number).astype(jnp.int32) for away in (-deviation, deviation)]
-    upper, lower = jnp.take_along_axis(keys, keys.shape[1] - jnp.stack(ranks, axis=1), axis=1).T
+    ranks = jnp.stack([jnp.clip(rank + away, 1, number) for away in (-deviation, deviation)])
+    upper, lower = _ranked(sample, as_count(ranks.astype(jnp.uint32)), problems)
     third = (upper - lower) // 3
     return jnp.stack([jnp.ones_like(lower), upper, lower, lower + third, lower + third * 2])
+
+
+def _ranked(sample: jax.Array, ranks: Count, problems: Problems) -> jax.Array:
+    """The keys of these ranks, (2, problems), in each problem's sample: searched as cuts are, so nothing is sorted."""
+
+    def counting(sample, candidates):
+        return as_count(jnp.sum(sample[None, None] >= candidates[..., None], axis=-1, dtype=jnp.uint32))
+
+    top = jnp.stack([jnp.asarray(problems.top.astype(sample.dtype))] * 2)
+    size = as_count(jnp.full(top.shape, sample.shape[1], jnp.uint32))
+    start = Bracket(jnp.zeros_like(top), top, size, jax.tree.map(jnp.zeros_like, size))
+    return search(counting, sample, ranks, start).lo
 
 
 def _words(keys: jax.Array, part: Part, tied: jax.Array, key: jax.Array, zero: jax.Array) -> jax.Array:
