@@ -108,9 +108,13 @@ def _check_axis(path: str, name: str, axis: int | None, shape: Shape, axes: Axes
 
 
 class Unstructured(NamedTuple):
-    """Single weights, ranked over the whole layer."""
+    """Single weights, ranked over the whole layer, or over the inputs of each neuron; see `unstructured`, `fan_in`."""
+
+    over: str = "layer"
 
     def check(self, path: str, shape: Shape, axes: Axes) -> bool:
+        if self.over == "inputs" and not (axes.inputs and axes.outputs):
+            raise ValueError(f"{path}: fan_in() needs an input and an output axis, not {tuple(axes)}")
         return True
 
     def units(self, x: jax.Array, axes: Axes) -> jax.Array:
@@ -120,10 +124,10 @@ class Unstructured(NamedTuple):
         return mask
 
     def group_axes(self, shape: Shape, axes: Axes) -> tuple[int, ...]:
-        return _not_stacked(len(shape), axes)
+        return tuple(sorted(axes.inputs)) if self.over == "inputs" else self.slice_axes(shape, axes)
 
     def slice_axes(self, shape: Shape, axes: Axes) -> tuple[int, ...]:
-        return self.group_axes(shape, axes)
+        return _not_stacked(len(shape), axes)
 
     def group_size(self, shape: Shape, axes: Axes) -> int:
         return math.prod(shape[axis] for axis in self.group_axes(shape, axes))
@@ -170,35 +174,6 @@ class NM(NamedTuple):
 
     def group_size(self, shape: Shape, axes: Axes) -> int:
         return self.m
-
-
-class FanIn(NamedTuple):
-    """Single weights, as many for every neuron; see `fan_in`.
-
-    It has a field since NamedTuples without any are equal, and what is cached for one would be found for the other.
-    """
-
-    over: str = "inputs"
-
-    def check(self, path: str, shape: Shape, axes: Axes) -> bool:
-        if not axes.inputs or not axes.outputs:
-            raise ValueError(f"{path}: fan_in() needs an input and an output axis, not {tuple(axes)}")
-        return True
-
-    def units(self, x: jax.Array, axes: Axes) -> jax.Array:
-        return x
-
-    def expand(self, mask: jax.Array, shape: Shape, axes: Axes) -> jax.Array:
-        return mask
-
-    def group_axes(self, shape: Shape, axes: Axes) -> tuple[int, ...]:
-        return tuple(sorted(axes.inputs))
-
-    def slice_axes(self, shape: Shape, axes: Axes) -> tuple[int, ...]:
-        return _not_stacked(len(shape), axes)
-
-    def group_size(self, shape: Shape, axes: Axes) -> int:
-        return math.prod(shape[axis] for axis in axes.inputs)
 
 
 class Block(NamedTuple):
@@ -308,7 +283,7 @@ def nm(n: int, m: int, axis: int | None = None, indivisible: str = "raise") -> N
     return NM(n, m, axis, indivisible)
 
 
-def fan_in() -> FanIn:
+def fan_in() -> Unstructured:
     """Constant fan-in: every neuron (each index along the output axes) keeps the same number of inputs.
 
     The inputs of a neuron are ranked together. A layer is all of its neurons: what is dropped is chosen over the layer,
@@ -318,7 +293,7 @@ def fan_in() -> FanIn:
       >>> pattern_mask(fan_in(), jnp.array([[1.0, 9.0], [4.0, 8.0]]), 1).tolist()
       [[False, True], [True, False]]
     """
-    return FanIn()
+    return Unstructured(over="inputs")
 
 
 def block(shape: tuple[int, int]) -> Block:

@@ -281,13 +281,14 @@ def _table():
         "static": Row(
             _of(sparsejax.static), "adamw", f32, "linen", 0.8, 0.6, _erk, _always(1.0), never, _fixed, random=True,
         ),
-        "static masks": Row(_static_given, "momentum", bf16, "tuples", 0.8, 0.6, _erk, _always(1.0), never, _fixed),
+        "static masks": Row(_static_given, "clip", bf16, "tuples", 0.8, 0.6, _erk, _always(1.0), never, _fixed),
         "one_shot": Row(
-            _of(sparsejax.one_shot, at_step=3), "lion", f16, "dataclasses", 0.7, 0.9, _uniform,
+            _of(sparsejax.one_shot, at_step=3), "momentum", f16, "dataclasses", 0.7, 0.9, _uniform,
             lambda t: float(t >= 3), lambda t: t == 3, _prune,
         ),
         "one_shot global": Row(
-            _of(sparsejax.one_shot, distribution="global"), "clip", f32, "nnx", 0.7, 0.9, _uniform,
+            # Lion takes signs: of 16-bit sums near zero, processors that round them only once give others.
+            _of(sparsejax.one_shot, distribution="global"), "lion", f32, "nnx", 0.7, 0.9, _uniform,
             _always(1.0), lambda t: t == 0, _prune_globally, layerwise=False,
         ),
         "gmp": Row(

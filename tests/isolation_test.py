@@ -18,7 +18,8 @@ FORBIDDEN = {*BLOCKED, "numpy.random", "random", "tensorflow", "torch", "pickle"
 CORE = {
     "state": set(),
     "leaves": set(),
-    "selection": set(),
+    "batching": set(),
+    "selection": {"batching"},
     "packing": set(),
     "masks": {"leaves", "packing", "state"},
     "schedules": set(),
@@ -32,6 +33,7 @@ CORE = {
         *(
             "state",
             "leaves",
+            "batching",
             "selection",
             "packing",
             "masks",

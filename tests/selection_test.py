@@ -394,10 +394,7 @@ def drawn_leaves(kind, dtype):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=str)
-@pytest.mark.parametrize("large", [2**9, 2**20])
-def test_many_leaves_searched_together_get_the_masks_of_a_stable_sort(dtype, large, monkeypatch):
-    monkeypatch.setattr(selection.passes, "LARGE", large)
-
+def test_many_leaves_searched_together_get_the_masks_of_a_stable_sort(dtype):
     @jax.jit
     def chosen(arrays, share):
         counts = lambda name: as_count((share * math.prod(LEAVES[name][0][a] for a in LEAVES[name][1])).astype(int))
@@ -553,7 +550,7 @@ def test_nothing_of_the_size_of_a_leaf_is_stored_on_one_device():
         assert stored(dtype, None) < 128_000
 
 
-def test_compiled_text_of_a_large_leaf_has_no_sort():
+def test_compiled_text_of_a_large_leaf_sorts_and_gathers_a_sample_only():
     run = jax.jit(across).lower([jax.ShapeDtypeStruct((1024, 512), jnp.float32)] * 2, 1_000).compile()
-    assert collectives(run.as_text()) == {}
-    assert run.memory_analysis().temp_size_in_bytes < 64_000
+    assert max(collectives(run.as_text()).values()) <= 2**14, "of a million"
+    assert run.memory_analysis().temp_size_in_bytes < 128_000

@@ -120,12 +120,6 @@ def test_masks_change_at_update_steps_and_at_no_other(case):
     assert seen == [on_grid, False, False, on_grid, False]
 
 
-def test_fan_in_says_why_it_is_left_out(monkeypatch):
-    monkeypatch.delattr(cases.patterns, "fan_in", raising=False)
-    with pytest.raises(cases.Skipped, match="no fan_in"):
-        cases.fan_in(optax.sgd(0.1), None)
-
-
 def test_one_entry_changes_the_fingerprint():
     mask = np.arange(40) % 3 == 0
     one = mask.copy()

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 import sparsejax
-from sparsejax import criteria, drop_and_grow, keep_best, nm, patterns, schedules
+from sparsejax import criteria, drop_and_grow, keep_best, nm, schedules
 from sparsejax.leaves import Layout
 from sparsejax.selection import Request, Scores, order_key
 
@@ -95,10 +95,8 @@ def granet(inner: optax.GradientTransformation, layout: Layout | None):
 
 def fan_in(inner: optax.GradientTransformation, layout: Layout | None):
     """As SRigL does (Lasby et al. 2023, arXiv:2305.02299): RigL with the same number of inputs for every neuron."""
-    if not hasattr(patterns, "fan_in"):
-        raise Skipped("sparsejax.patterns has no fan_in yet, so there is no constant fan-in to measure")
-    pattern = patterns.fan_in()
-    return sparsejax.rigl(inner, sparsity=SPARSITY, update_every=EVERY, layout=layout, pattern=pattern, packed=True)
+    options = dict(update_every=EVERY, layout=layout, pattern=sparsejax.fan_in(), packed=True)
+    return sparsejax.rigl(inner, sparsity=SPARSITY, **options)
 
 
 def n_of_m(n: int, m: int):

@@ -47,10 +47,21 @@ def order_key(x: jax.Array) -> jax.Array:
     bits = lax.bitcast_convert_type(x, unsigned)
     if jnp.issubdtype(x.dtype, jnp.signedinteger):
         return bits ^ sign
-    bits = jnp.where(bits == sign, jnp.zeros_like(bits), bits)
+    bits = jnp.where(bits == sign, 0, bits)
     infinity = lax.bitcast_convert_type(jnp.array(jnp.inf, x.dtype), unsigned)
     ordered = jnp.where(bits >= sign, ~bits, bits | sign)
-    return jnp.where((bits & ~sign) > infinity, jnp.ones_like(bits), ordered)
+    return jnp.where((bits & ~sign) > infinity, jnp.ones((), unsigned), ordered)
+
+
+def magnitude_key(x: jax.Array) -> jax.Array:
+    """`order_key(abs(x))` of finite floating x, by one operation: the bits of x with the sign set.
+
+    Example:
+      >>> bool((magnitude_key(jnp.array([-2.5, 0.0, -0.0])) == order_key(jnp.array([2.5, 0.0, 0.0]))).all())
+      True
+    """
+    unsigned = jnp.dtype(f"uint{x.dtype.itemsize * 8}")
+    return lax.bitcast_convert_type(x, unsigned) | jnp.array(1 << (x.dtype.itemsize * 8 - 1), unsigned)
 
 
 def value_of(key: jax.Array, dtype: Any) -> jax.Array:

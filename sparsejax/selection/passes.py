@@ -1,15 +1,18 @@
-"""Selection in many leaves at once, on one device, by passes over them as they lie: nothing of a leaf is stored.
+"""Selection in many leaves on one device: one cut after another, reading the leaves as they lie; nothing is stored.
 
-A pass counts how many entries of every leaf reach each of a few candidates; leaves whose cut is found sit out the
-later passes. The first candidates come from a sample. Where the cut falls among equal keys, the search goes on among
-their indices, in passes of the same kind: what is compared is an entry's *word*, its key, or, once the keys equal to
-the cut's are told apart, its place among those.
+A program of many leaves would take long to compile if it searched each with code of its own. This one holds the search
+once: its loops run over the cuts to be found, and over the passes for each (see `pieces` for what differs by leaf).
+
+A pass counts how many keys reach each of a few candidates. The first candidates come from a sample. Where the cut falls
+among equal keys, they are counted row by row, and then in the one row where the last of them lies.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -17,292 +20,205 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from sparsejax.batching import any_lane
 from sparsejax.selection import devices
-from sparsejax.selection.counts import WORD, Count, as_count, as_float, choose, minus, scaled, sums
-from sparsejax.selection.keys import highest
+from sparsejax.selection.counts import WORD, Count, as_count, as_float, choose
+from sparsejax.selection.pieces import Pieces, beside, entries, equal_in_rows, in_pieces, longest_row, reaching, refused
+from sparsejax.selection.problems import Problems, all_together, each_alone, kept_of
 from sparsejax.selection.request import AllBut, Chosen, Request
-from sparsejax.selection.search import Bracket, candidates_in, is_found, narrowed, remaining, search
-from sparsejax.selection.slices import flat_index
+from sparsejax.selection.search import Bracket, candidates_in, is_found, narrowed, remaining, spread, widest
+from sparsejax.selection.slices import flat_index, kept_shape
+from sparsejax.selection.stored import opaque
 
-SAMPLE = 512  # entries of a slice that the first candidates are made of
+SAMPLE = 1024  # entries of a slice that the first candidates are made of
 SAMPLE_TOGETHER = 8192  # of all leaves, where they are ranked together
-ROW = 256  # entries that the inner reduction of a count adds up, at least
-LARGE = 2**20  # entries of a leaf whose counts are added up in two steps, for several threads
 MOST = 64  # slices of a leaf; more are searched in the leaf's own shape
+ALL = WORD - 1  # a bound above every index
 
 
-class Part(NamedTuple):
-    """One leaf of a search.
-
-    Attributes:
-      request: what is asked of it.
-      problems: which problems its slices are; all leaves that are ranked together share one.
-      shape: of its part of an array of problems: the leaf's, with size 1 along axes ranked together.
-      offset: index of the leaf's first entry in its problem.
-    """
-
-    request: Request
-    problems: slice
-    shape: tuple[int, ...]
-    offset: int = 0
-
-
-class Problems(NamedTuple):
-    """What is searched, (problems,) each.
+class Cuts(NamedTuple):
+    """What is kept: of a problem, keys above `key`; of a piece, equal ones too with an index below `bound`.
 
     Attributes:
-      size: entries.
-      top: the highest key.
-      keep: Count; of the problems whose share is negative, or of all where share is None.
-      share: the fraction of AllBut.
-      up: whether that is rounded up.
+      key, candidates: (problems,).
+      bound, refused: (pieces,); the latter says how many entries are not finite.
     """
 
-    size: np.ndarray
-    top: np.ndarray
-    keep: Count
-    share: jax.Array | None
-    up: np.ndarray
-
-
-class Search(NamedTuple):
-    """The state of all problems between two passes.
-
-    Attributes:
-      passed: passes so far.
-      bracket: of the words that are compared now.
-      k, candidates: entries to keep, and those with a key above 0.
-      tied, key: whether entries with this key are told apart by index now.
-      words: candidates of the next pass, (5, problems).
-      own: of each leaf, as an array of its own, so that leaves of one shape share a program: tied, key, the last word
-        kept, and the candidates.
-    """
-
-    passed: jax.Array
-    bracket: Bracket
-    k: Count
-    candidates: Count
-    tied: jax.Array
     key: jax.Array
-    words: jax.Array
-    own: list[jax.Array]
+    candidates: Count
+    bound: jax.Array
+    refused: jax.Array
 
 
 def fits(request: Request) -> bool:
-    """Whether a request can be answered here: ties by index, and indices of one word."""
-    return request.ties is None and devices.on_one_device() and 0 < request.size < WORD // 2 and request.slices <= MOST
+    """Whether a request can be answered here: ties by index, few slices, and indices of one word."""
+    here = request.ties is None and devices.on_one_device()
+    return here and 0 < request.slices <= MOST and 0 < math.prod(request.shape) < WORD // 2
 
 
 def select_each(requests: Sequence[Request]) -> list[Chosen]:
-    """The answers to requests, each leaf on its own."""
-    dtype = _wide(requests)
-    begin = np.cumsum([0, *(request.slices for request in requests)])
-    parts = [Part(r, slice(begin[i], begin[i + 1]), _kept_shape(r)) for i, r in enumerate(requests)]
-    samples = [_sample(request, dtype, max(1, request.size // SAMPLE), SAMPLE) for request in requests]
-    return _selected(parts, _problems(requests), _padded(samples), dtype)
+    """The answers to requests, each slice of each leaf on its own."""
+    number = [request.slices for request in requests]
+    strides = np.array([-(-request.size // SAMPLE) | 1 for request in requests])
+    cuts = _found(each_alone(requests), in_pieces(requests), strides)
+    begin = opaque(list(itertools.accumulate([0, *number[:-1]])))
+    return [_chosen(request, cuts, at, at) for request, at in zip(requests, begin, strict=True)]
 
 
 def select_together(requests: Sequence[Request], keep: Count) -> list[Chosen]:
     """The `keep` best entries over all leaves; among equal keys those of an earlier leaf come first."""
-    sizes = [math.prod(request.shape) for request in requests]
-    begin, total = np.cumsum([0, *sizes]), sum(sizes)
-    parts = [Part(r, slice(0, 1), (1,) * len(r.shape), int(begin[i])) for i, r in enumerate(requests)]
-    all_axes = [r._replace(axes=tuple(range(len(r.shape)))) for r in requests]
-    rows = [_sample(r, _wide(requests), max(1, total // SAMPLE_TOGETHER), None) for r in all_axes]
-    dtype, size = _wide(requests), np.array([total], np.uint32)
-    problems = Problems(size, _top(all_axes[0]), Count(*(word.reshape(1) for word in keep)), None, np.array(False))
-    return _selected(parts, problems, (jnp.concatenate(rows, axis=1), sum(row.shape[1] for row in rows)), dtype)
+    flat = [request._replace(keep=keep, axes=tuple(range(len(request.shape)))) for request in requests]
+    problems = all_together(flat, keep)
+    strides = np.full(len(flat), problems.size[0] // SAMPLE_TOGETHER | 1)
+    cuts = _found(problems, in_pieces(flat), strides)
+    begin = opaque(range(len(flat)))
+    return [_chosen(request, cuts, jnp.uint32(0), at) for request, at in zip(flat, begin, strict=True)]
 
 
-def _wide(requests: Sequence[Request]) -> Any:
-    """A dtype that holds the keys of all leaves, and their indices."""
-    return max([jnp.dtype(jnp.uint32), *(request.dtype for request in requests)], key=lambda dtype: dtype.itemsize)
+def _found(problems: Problems, pieces: Pieces, strides: np.ndarray) -> Cuts:
+    """The cuts of all problems; `strides`: of each leaf's sample, odd, since layers like even ones."""
+    length = max(_taken(pieces, strides).max(), longest_row(pieces))  # read at once, for a sample and for a row
+    sizes, tops = jnp.asarray(problems.size), jnp.asarray(problems.top.astype(pieces.dtype))
+
+    def counting(p, candidates):
+        add = lambda i, found: found + reaching(pieces, i, candidates)
+        return as_count(_over(problems, p, add, jnp.zeros(len(candidates), jnp.uint32)))
+
+    def body(p, cuts):
+        # Read first, so that what follows finds the weights near.
+        refused_here = lambda i, table: table.at[i].set(refused(pieces, i))
+        refusals = _over(problems, p, refused_here, cuts.refused)
+        top, first = tops[p], _guessed(problems, pieces, strides, length, p)
+        bracket = widest(as_count(sizes[p]), top)._replace(top=top)
+        k, candidates, bracket, near = _searched(partial(counting, p), partial(kept_of, problems, p), bracket, first)
+        tied, rest = remaining(bracket, k)
+        none = (k.hi | k.lo) == 0
+        everywhere = jnp.where(none, 0, jnp.uint32(ALL))
+        all_of = _over(problems, p, lambda i, bound: bound.at[i].set(everywhere), cuts.bound)
+        told = lambda: _told_apart(problems, p, pieces, length, near, (rest.hi << 16) | rest.lo, cuts.bound)
+        bound = jnp.where(tied, lax.cond(any_lane(tied), told, lambda: all_of), all_of)
+        put = lambda table, word: table.at[p].set(word)
+        key = put(cuts.key, jnp.where(none, top, bracket.lo))
+        return Cuts(key, jax.tree.map(put, cuts.candidates, candidates), bound, refusals)
+
+    zeros, nothing = (jnp.zeros(len(table), jnp.uint32) for table in (problems.begin, pieces.leaf))
+    start = Cuts(zeros.astype(pieces.dtype), Count(zeros, zeros), nothing, nothing)
+    return lax.fori_loop(0, len(problems.begin), body, start)
 
 
-def _top(request: Request) -> np.ndarray:
-    return np.full(request.slices, np.iinfo(request.dtype).max, np.uint64)
+def _searched(
+    counting: Callable[[jax.Array], Count], kept: Callable[[Count], Count], bracket: Bracket, first: jax.Array
+) -> tuple[Count, Count, Bracket, jax.Array]:
+    """How many are kept, how many reach the first of the `first` candidates, the bracket, and the keys `beside` its lo.
+
+    The state is two arrays and the first pass is one of the loop's, for smaller programs.
+    """
+    structure: Any
+    unknown = as_count(jnp.zeros((), jnp.uint32))
+    numbers, structure = jax.tree.flatten((jnp.int32(0), unknown, unknown, bracket))
+    stack = lambda state: jnp.stack([number.astype(first.dtype) for number in jax.tree.leaves(state)])
+
+    def unstacked(row):
+        return structure.unflatten([x.astype(number.dtype) for x, number in zip(row, numbers, strict=True)])
+
+    def body(state):
+        row, candidates = state
+        passed, k, reached, bracket = unstacked(row)
+        counts = counting(candidates)
+        reached = choose(passed == 0, Count(counts.hi[0], counts.lo[0]), reached)
+        k = choose(passed == 0, kept(reached), k)
+        bracket = narrowed(bracket, k, candidates, counts)
+        candidates = jnp.where(is_found(bracket, k), beside(bracket.lo), candidates_in(bracket, k, passed))
+        return stack((passed + 1, k, reached, bracket)), candidates
+
+    def goes_on(state):
+        passed, k, _, bracket = unstacked(state[0])
+        return (passed == 0) | ~is_found(bracket, k)
+
+    row, candidates = lax.while_loop(goes_on, body, (stack(structure.unflatten(numbers)), first))
+    return *unstacked(row)[1:], candidates
 
 
-def _kept_shape(request: Request) -> tuple[int, ...]:
-    return tuple(1 if axis in request.axes else size for axis, size in enumerate(request.shape))
+def _over(problems: Problems, p: jax.Array, body: Callable[[jax.Array, Any], Any], start: Any) -> Any:
+    """A loop over the pieces of problem p."""
+    if problems.alone:
+        return body(p, start)
+    return lax.fori_loop(jnp.asarray(problems.begin)[p], jnp.asarray(problems.end)[p], body, start)
 
 
-def _problems(requests: Sequence[Request]) -> Problems:
-    def table(values, dtype):
-        spread = [
-            jnp.broadcast_to(jnp.asarray(v, dtype), _kept_shape(r)) if jnp.ndim(v) else jnp.full(r.slices, v, dtype)
-            for v, r in zip(values, requests, strict=True)
-        ]
-        return jnp.concatenate([each.ravel() for each in spread])
-
-    any_share = any(isinstance(r.keep, AllBut) for r in requests)
-    keeps = [_count(r.keep) for r in requests]
-    keep = Count(*(table(words, jnp.uint32) for words in zip(*keeps, strict=True)))
-    size = np.concatenate([np.full(r.slices, r.size, np.uint32) for r in requests])
-    fractions = [r.keep.fraction if isinstance(r.keep, AllBut) else -1.0 for r in requests]
-    up = [np.full(r.slices, isinstance(r.keep, AllBut) and r.keep.rounding == "ceil") for r in requests]
-    top = np.concatenate([_top(request) for request in requests])
-    return Problems(size, top, keep, table(fractions, jnp.float32) if any_share else None, np.concatenate(up))
+def _taken(pieces: Pieces, strides: np.ndarray) -> np.ndarray:
+    """How many entries of each leaf's slices are at strides // 2, 3 strides // 2, ..."""
+    return -(-(np.array([leaf.rows * leaf.columns for leaf in pieces.leaves]) - strides // 2) // strides)
 
 
-def _count(keep: int | Count | AllBut) -> Count:
-    """The integer or Count; 0 for a share, which is not read."""
-    return keep if isinstance(keep, Count) else as_count(keep if isinstance(keep, int) else 0)
+def _guessed(problems: Problems, pieces: Pieces, strides: np.ndarray, length: int, p: jax.Array) -> jax.Array:
+    """First candidates of problem p: keys around where its cut lies in a sample; where shares are asked for, key 1."""
+    begin, stride = jnp.asarray(problems.begin)[p], jnp.asarray(strides.astype(np.uint32))[jnp.asarray(pieces.leaf)]
+    taken = _taken(pieces, strides)
+    most = int((problems.end - problems.begin).max())
 
+    def put(i, found):
+        return found.at[i - begin].set(entries(pieces, i, stride[i] >> 1, stride[i], length))
 
-def _kept(problems: Problems, candidates: Count) -> Count:
-    """How many each problem keeps, given its candidates."""
-    if problems.share is None:
-        return problems.keep
-    share = jnp.maximum(problems.share, 0)
-    lost = scaled(candidates, share)
-    if problems.up.any():
-        lost = choose(jnp.asarray(problems.up), scaled(candidates, share, "ceil"), lost)
-    return choose(problems.share >= 0, minus(candidates, lost), problems.keep)
-
-
-def _keys(request: Request, read: Any, dtype: Any) -> jax.Array:
-    """The leaf's keys in a dtype that holds those of all leaves."""
-    return request.scores.keys(*read).astype(dtype)
-
-
-def _sample(request: Request, dtype: Any, stride: int, most: int | None) -> jax.Array:
-    """Keys of every `stride`-th entry of each slice, (slices, <= most); an odd stride, since layers like even ones."""
-    keys = _keys(request, request.scores.operands, dtype)
-    outer = [axis for axis in range(keys.ndim) if axis not in request.axes]
-    keys = keys.transpose(*outer, *request.axes).reshape(request.slices, request.size)
-    return keys[:, :: stride | 1][:, :most]
-
-
-def _padded(samples: Sequence[jax.Array]) -> tuple[jax.Array, np.ndarray]:
-    """Samples as one array (problems, entries), padded in front with keys 0, and how many entries each has."""
-    width = max(sample.shape[1] for sample in samples)
-    padded = [jnp.pad(sample, ((0, 0), (width - sample.shape[1], 0))) for sample in samples]
-    return jnp.concatenate(padded), np.concatenate([np.full(len(s), s.shape[1], np.float32) for s in samples])
-
-
-def _guessed(sample: jax.Array, number: np.ndarray, problems: Problems) -> jax.Array:
-    """First candidates, (5, problems): key 1, and four keys around where the cut lies in the sample."""
-    rank = as_float(problems.keep) * (number / problems.size.astype(np.float32))
+    ordered = jnp.sort(_over(problems, p, put, jnp.zeros((most, length), pieces.dtype)).ravel())
+    number = jnp.asarray(np.add.reduceat(taken[pieces.leaf], problems.begin).astype(np.float32))[p]
+    rank = as_float(Count(problems.keep.hi[p], problems.keep.lo[p])) * (number / jnp.asarray(problems.size)[p])
     if problems.share is not None:
-        seen = jnp.sum(sample > 0, axis=1, dtype=jnp.uint32).astype(jnp.float32)
-        rank = jnp.where(problems.share >= 0, seen * (1 - problems.share), rank)
-    deviation = 1.5 * jnp.sqrt(jnp.maximum(rank * (1 - rank / number), 0)) + 1
-    ranks = jnp.stack([jnp.clip(rank + away, 1, number) for away in (-deviation, deviation)])
-    upper, lower = _ranked(sample, as_count(ranks.astype(jnp.uint32)), problems)
-    third = (upper - lower) // 3
-    return jnp.stack([jnp.ones_like(lower), upper, lower, lower + third, lower + third * 2])
+        seen = jnp.sum(ordered > 0, dtype=jnp.uint32).astype(jnp.float32)
+        rank = jnp.where(problems.share[p] >= 0, seen * (1 - problems.share[p]), rank)
+    steps = np.delete(spread(), len(spread()) // 2) if problems.share is not None else np.array(spread())
+    deviation = 1.1 * jnp.sqrt(jnp.maximum(rank * (1 - rank / number), 0))
+    ranks = jnp.clip(rank + deviation * np.float32(steps) + np.sign(steps).astype(np.float32), 1, number)
+    guesses = ordered[len(ordered) - ranks.astype(jnp.int32)]
+    # The first one is put above the key that it is, so that a key which many entries have is found at once.
+    above = jnp.minimum(guesses[0], jnp.asarray(problems.top.astype(pieces.dtype))[p] - 1) + 1
+    ones = [jnp.ones_like(above)] if problems.share is not None else []
+    return jnp.concatenate([jnp.stack([*ones, above]), guesses[1:]])
 
 
-def _ranked(sample: jax.Array, ranks: Count, problems: Problems) -> jax.Array:
-    """The keys of these ranks, (2, problems), in each problem's sample: searched as cuts are, so nothing is sorted."""
+def _told_apart(
+    problems: Problems, p: jax.Array, pieces: Pieces, length: int, near: jax.Array, rest: jax.Array, bounds: jax.Array
+) -> jax.Array:
+    """The bounds of the problem's pieces below which the first `rest` of its keys that equal near[0] lie."""
+    columns = jnp.asarray([leaf.columns for leaf in pieces.leaves], jnp.uint32)[jnp.asarray(pieces.leaf)]
+    one = (near[1] - near[0]).astype(jnp.uint32)  # which XLA does not see, and so reads rows as it reads samples
 
-    def counting(sample, candidates):
-        return as_count(jnp.sum(sample[None, None] >= candidates[..., None], axis=-1, dtype=jnp.uint32))
+    def body(i, state):
+        rest, bounds = state
+        rows = equal_in_rows(pieces, i, near)
+        here = jnp.sum(rows, dtype=jnp.uint32)
+        row, before = _reached(rows, rest)
+        found = entries(pieces, i, row * columns[i], one, length) == near[0]  # what follows the row comes after it
+        column, _ = _reached(found.astype(jnp.uint32), rest - before)
+        inside = row * columns[i] + column + 1
+        bound = jnp.where(rest == 0, 0, jnp.where(rest >= here, jnp.uint32(ALL), inside))
+        return rest - jnp.minimum(rest, here), bounds.at[i].set(bound)
 
-    top = jnp.stack([jnp.asarray(problems.top.astype(sample.dtype))] * 2)
-    size = as_count(jnp.full(top.shape, sample.shape[1], jnp.uint32))
-    start = Bracket(jnp.zeros_like(top), top, size, jax.tree.map(jnp.zeros_like, size))
-    return search(counting, sample, ranks, start).lo
-
-
-def _words(keys: jax.Array, part: Part, tied: jax.Array, key: jax.Array, zero: jax.Array) -> jax.Array:
-    """What is compared: keys, or, where tied, the places of those equal to `key` below the largest word."""
-    top, none = highest(keys.dtype), jnp.zeros((), keys.dtype)
-    index = flat_index(part.request.shape, part.request.axes, zero).astype(keys.dtype)
-    place = (top - 1 - jnp.array(part.offset, keys.dtype)) - index
-    return jnp.where(tied > 0, jnp.where(keys > key, top, jnp.where(keys == key, place, none)), keys)
-
-
-def _counted(part: Part, own: jax.Array, read: Any, zero: jax.Array) -> jax.Array:
-    """How many entries of each slice reach each candidate, (5, slices); `zero` keeps indices from being stored."""
-    tied, key, _, *candidates = own
-    shape, axes = part.request.shape, part.request.axes
-    words = _words(_keys(part.request, read, key.dtype), part, tied, key, zero)
-    inner = axes
-    if math.prod(shape) > LARGE:
-        number = next((n for n in range(1, len(axes)) if math.prod(shape[a] for a in axes[-n:]) >= ROW), len(axes))
-        inner = axes[-number:]
-    found = sums([words >= candidate for candidate in candidates], inner)
-    left = [axis for axis in range(len(shape)) if axis not in inner]
-    outer = tuple(i for i, axis in enumerate(left) if axis in axes)
-    return jnp.stack([jnp.sum(each, axis=outer, dtype=jnp.uint32).ravel() for each in found])
+    return _over(problems, p, body, (rest, bounds))[1]
 
 
-def _selected(parts: Sequence[Part], problems: Problems, sample: tuple[jax.Array, Any], dtype: Any) -> list[Chosen]:
-    operands = [part.request.scores.operands for part in parts]
-    share_one = all(part.problems == slice(0, 1) for part in parts)
+def _reached(numbers: jax.Array, rest: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The first index up to which numbers add up to `rest`, and the sum of those before it."""
+    place, bits = jnp.arange(len(numbers), dtype=jnp.uint32), len(numbers).bit_length()
 
-    def owned(*rows):
-        table = jnp.concatenate([jnp.atleast_2d(row).astype(dtype) for row in rows])
-        return [table[:, part.problems].reshape(-1, *part.shape) for part in parts]
+    def body(step, state):
+        index, before = state
+        trial = index + (jnp.uint32(1 << (bits - 1)) >> step.astype(jnp.uint32))
+        found = jnp.sum(jnp.where(place < trial, numbers, 0), dtype=jnp.uint32)
+        on = (trial < len(numbers)) & (found < rest)
+        return jnp.where(on, trial, index), jnp.where(on, found, before)
 
-    def counted(state: Search, active: jax.Array) -> Count:
-        # The barrier keeps XLA from computing the keys once, before the loop, and storing them.
-        read, own, zero = lax.optimization_barrier((operands, state.own, state.passed >> 31))
-        found = []
-        for part, mine, its in zip(parts, own, read, strict=True):
-            count = lambda mine, its, zero, part=part: _counted(part, mine, its, zero)
-            idle = lambda mine, its, zero: jnp.zeros((5, mine[0].size), jnp.uint32)
-            found.append(lax.cond(jnp.any(active[part.problems]), count, idle, mine, its, zero))
-        return as_count(sum(found) if share_one else jnp.concatenate(found, axis=1))
-
-    def body(state: Search) -> Search:
-        first = state.passed == 0
-        active = first | ~is_found(state.bracket, state.k)
-        found = counted(state, active)
-        candidates = choose(first, Count(found.hi[0], found.lo[0]), state.candidates)
-        k = choose(first, _kept(problems, candidates), state.k)
-        bracket = narrowed(state.bracket, k, state.words, found)
-        bracket = jax.tree.map(lambda new, old: jnp.where(active, new, old), bracket, state.bracket)
-        tied, key, bracket = _told_apart(state, bracket, k, problems)
-        words = candidates_in(bracket, k)
-        none, top = (k.hi | k.lo) == 0, highest(dtype)
-        own = owned(tied | none, jnp.where(none, top, key), jnp.where(none, top, bracket.lo), words)
-        return Search(state.passed + 1, bracket, k, candidates, tied, key, words, own)
-
-    end = lax.while_loop(
-        lambda state: (state.passed == 0) | jnp.any(~is_found(state.bracket, state.k)),
-        body,
-        _begun(problems, _guessed(*sample, problems), owned),
-    )
-    return _chosen(parts, end, dtype)
+    return lax.fori_loop(0, bits, body, (jnp.uint32(0), jnp.uint32(0)))
 
 
-def _begun(problems: Problems, words: jax.Array, owned: Any) -> Search:
-    size, zero = as_count(jnp.asarray(problems.size)), jnp.zeros_like(words[0])
-    nothing, untold = jax.tree.map(jnp.zeros_like, size), jnp.zeros(zero.shape, bool)
-    bracket = Bracket(zero, jnp.asarray(problems.top.astype(zero.dtype)), size, nothing)
-    return Search(jnp.uint32(0), bracket, nothing, nothing, untold, zero, words, owned(untold, zero, zero, words))
-
-
-def _told_apart(state: Search, bracket: Bracket, k: Count, problems: Problems):
-    """Where the cut has just been found to fall among equal keys, the bracket of all their places."""
-    tied, _ = remaining(bracket, k)
-    begun = tied & ~state.tied
-    top = highest(bracket.lo.dtype)
-    key = jnp.where(begun, bracket.lo, state.key)
-    lowest = top - jnp.asarray(problems.size).astype(top.dtype)
-    lo, highest_place = jnp.where(begun, lowest, bracket.lo), jnp.where(begun, top - 1, bracket.top)
-    return begun | state.tied, key, bracket._replace(lo=lo, top=highest_place)
-
-
-def _chosen(parts: Sequence[Part], end: Search, dtype: Any) -> list[Chosen]:
-    """The answers: entries whose word is at least the last word kept."""
-    operands = lax.optimization_barrier([part.request.scores.operands for part in parts])
-    chosen = []
-    for part, read, (tied, key, word, *_) in zip(parts, operands, end.own, strict=True):
-        mask = _words(_keys(part.request, read, dtype), part, tied, key, jnp.uint32(0)) >= word
-        candidates = Count(*(each[part.problems].reshape(part.shape) for each in end.candidates))
-        chosen.append(Chosen(mask, candidates, _refused(part.request)))
-    return chosen
-
-
-def _refused(request: Request) -> Count:
-    """How many entries are not finite."""
-    if request.finite is None:
-        return as_count(0)
-    fine = request.finite.keys(*request.finite.operands)
-    # Two sums, both read: a lone one of a predicate would be given a temporary of the leaf's size.
-    bad, good = sums([~fine, fine], tuple(range(fine.ndim)))
-    return as_count(jnp.maximum(bad, jnp.uint32(fine.size) - good))
+def _chosen(request: Request, cuts: Cuts, problem: jax.Array, piece: jax.Array) -> Chosen:
+    """The answer: of a leaf whose first slice is that problem and that piece."""
+    shape = kept_shape(request.shape, request.axes)
+    own = lambda table, at: lax.dynamic_slice_in_dim(table, at, request.slices).reshape(shape)
+    # The barrier keeps XLA from storing keys for both the search and the mask.
+    keys = request.scores.keys(*lax.optimization_barrier(request.scores.operands))
+    key, index = own(cuts.key, problem).astype(keys.dtype), flat_index(request.shape, request.axes, jnp.uint32(0))
+    mask = (keys > key) | ((keys == key) & (index < own(cuts.bound, piece)))
+    counted = isinstance(request.keep, AllBut)
+    candidates = jax.tree.map(lambda word: own(word, problem), cuts.candidates) if counted else None
+    return Chosen(mask, candidates, as_count(jnp.sum(own(cuts.refused, piece), dtype=jnp.uint32)))

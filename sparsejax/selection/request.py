@@ -67,12 +67,13 @@ class Chosen(NamedTuple):
 
     Attributes:
       mask: True where kept, in the scores' shape.
-      candidates: entries with a key above 0 in each slice, a Count; of the slices' shape, ranked axes have size 1.
+      candidates: where AllBut is asked for, entries with a key above 0 in each slice, a Count; of the slices' shape,
+        ranked axes have size 1. Else it may be None.
       refused: how many entries, of all slices, are not finite, a Count.
     """
 
     mask: jax.Array
-    candidates: Count
+    candidates: Any  # Count | None, which only who asks for AllBut reads
     refused: Count
 
 

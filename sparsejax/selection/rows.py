@@ -16,15 +16,14 @@ from sparsejax.selection import devices
 from sparsejax.selection.counts import WORD, Count
 from sparsejax.selection.keys import Scores
 from sparsejax.selection.request import AllBut, Chosen, Request, marked
-from sparsejax.selection.slices import cuts_of, flat_index
+from sparsejax.selection.slices import cuts_of, flat_index, kept_shape
 from sparsejax.selection.stored import stored
 
 
 def fits(request: Request) -> bool:
     """Whether a request can be answered here: several slices, ties by index, no leaf that can be sharded."""
-    entries = math.prod(request.scores.example.shape)
-    several = entries > math.prod(request.scores.example.shape[axis] for axis in request.axes)
-    return request.ties is None and several and 0 < entries < WORD // 2 and devices.on_one_device()
+    several = request.slices > 1 and 0 < math.prod(request.shape) < WORD // 2
+    return request.ties is None and several and devices.on_one_device()
 
 
 def select_rows(request: Request) -> Chosen:
@@ -33,7 +32,7 @@ def select_rows(request: Request) -> Chosen:
     shape = scores.example.shape
     outer = [axis for axis in range(len(shape)) if axis not in axes]
     size = math.prod(shape[axis] for axis in axes)
-    each = tuple(1 if axis in axes else length for axis, length in enumerate(shape))
+    each = kept_shape(shape, axes)
     # A stored array is transposed three times as fast as one that is computed on the way.
     keys = stored(lambda: scores.keys(*scores.operands), lambda: jnp.zeros(shape, scores.example.dtype))
     laid = keys.transpose(*outer, *axes).reshape(-1, size)

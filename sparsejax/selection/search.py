@@ -1,9 +1,9 @@
 """The search for cuts: between which two neighbouring keys the k largest end.
 
 A problem is a set of keys and a number k. Its bracket holds the cut. In a pass all keys are compared with a few
-candidates at once. Two are guesses around where the cut is if the keys in the bracket are spread evenly; two lie near
-its ends, for keys that cluster there; and one halves it, so that no spread of keys needs more passes than a key has
-bits. Typically four or five passes find the cut among millions. Many problems are searched together, as arrays.
+candidates at once: guesses around where the cut is if the keys in the bracket are spread evenly. Where that has not
+found it soon, one candidate halves the bracket, so that no spread of keys needs many more passes than a key has bits.
+Typically four or five passes find the cut among millions. Many problems can be searched together, as arrays.
 """
 
 from __future__ import annotations
@@ -18,8 +18,15 @@ from jax import lax
 from sparsejax.selection.counts import Count, as_float, at_least, choose, equal, minus
 from sparsejax.selection.keys import highest
 
-SPREAD = (-0.8, 0.8)  # guesses, in standard deviations of a rank under evenly spread keys
-END = 4  # candidates near the ends lie 2^-END of the bracket inside
+# Guesses, in standard deviations of a rank under evenly spread keys. Processors pay for each comparison; accelerators
+# wait for memory, and for one another, so that a pass costs them the same whatever is compared.
+FEW, MANY = (-0.9, 0.0, 0.9), (-2.0, -1.2, -0.6, 0.0, 0.6, 1.2, 2.0)
+SOON = 5  # passes after which brackets are halved too
+
+
+def spread() -> tuple[float, ...]:
+    """Where the candidates of a pass lie."""
+    return FEW if jax.default_backend() == "cpu" else MANY
 
 
 class Bracket(NamedTuple):
@@ -64,34 +71,38 @@ def is_found(bracket: Bracket, k: Count) -> jax.Array:
     return nothing | at_least(k, bracket.at_lo) | (bracket.lo >= bracket.top)
 
 
-def candidates_in(bracket: Bracket, k: Count) -> jax.Array:
-    """Keys above lo, up to top."""
+def candidates_in(bracket: Bracket, k: Count, passed: jax.Array) -> jax.Array:
+    """Keys above lo, up to top, for the pass after so many; `spread` says how many."""
     lo, top, at_lo, above = bracket
-    width = top - lo
+    width, steps = top - lo, spread()
     span = width.astype(jnp.float32)
     inside = as_float(minus(at_lo, above)) + 1  # gaps between the keys in the bracket and its ends
     rank = as_float(minus(k, above)) + 0.5
     nearer = jnp.minimum(rank, inside - rank)
     octave = 2.0 ** {1: 3, 2: 7, 4: 23, 8: 52}[lo.dtype.itemsize]  # keys of floats: over one, density changes by half
     deviation = jnp.sqrt(jnp.maximum(rank * (inside - rank), 0) / inside) + 0.3 * nearer * jnp.minimum(span / octave, 1)
-    found = [lo + (width >> 1) + (width & 1), lo + (width >> END) + 1, top - (width >> END)]
-    for step in SPREAD:
+    found = []
+    for i, step in enumerate(steps):
         share = jnp.clip(1 - (rank + step * deviation) / inside, 0.0, 1 - 2.0**-22)
-        found.append(lo + jnp.minimum((share * span).astype(lo.dtype), width - 1) + 1)
+        guess = jnp.minimum((share * span).astype(lo.dtype), width - 1)
+        if step == 0.0:
+            guess = jnp.where(passed < SOON, guess, (width - 1) >> 1)
+        found.append(lo + 1 + jnp.where(width <= len(steps), jnp.array(i, lo.dtype), guess))
     return jnp.stack([jnp.minimum(candidate, top) for candidate in found])
 
 
 def search(counting: Counting, operands: Any, k: Count, bracket: Bracket) -> Bracket:
     """Narrows the brackets until each is found; `k` is shaped as they are."""
 
-    def body(bracket):
+    def body(state):
+        passed, bracket = state
         # The barrier keeps XLA from computing the keys once, before the loop, and storing them.
         read, lo = lax.optimization_barrier((operands, bracket.lo))
         bracket = bracket._replace(lo=lo)
-        candidates = candidates_in(bracket, k)
-        return narrowed(bracket, k, candidates, counting(read, candidates))
+        candidates = candidates_in(bracket, k, passed)
+        return passed + 1, narrowed(bracket, k, candidates, counting(read, candidates))
 
-    return lax.while_loop(lambda bracket: jnp.any(~is_found(bracket, k)), body, bracket)
+    return lax.while_loop(lambda state: jnp.any(~is_found(state[1], k)), body, (jnp.int32(0), bracket))[1]
 
 
 def remaining(bracket: Bracket, k: Count) -> tuple[jax.Array, Count]:

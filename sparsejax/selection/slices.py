@@ -45,7 +45,7 @@ def select_one(request: Request) -> Chosen:
     """The answer to one request."""
     scores, axes = marked(request), request.axes
     counting = _counting([scores], [axes])
-    bracket, k, candidates, largest = _begun(counting, [scores], request.keep, _kept_shape(scores.example.shape, axes))
+    bracket, k, candidates, largest = _begun(counting, [scores], request.keep, kept_shape(scores.example.shape, axes))
     bracket = search(counting, [scores.operands], k, bracket)
     mask, tie = _above(scores, bracket, k)
     mask |= _told_apart(tie, axes, request.ties)
@@ -56,7 +56,7 @@ def cuts_of(scores: Scores, keep: int | Count | AllBut, axes: Axes) -> Cuts:
     """The cuts of slices of fewer than counts.WORD entries."""
     shape = scores.example.shape
     counting = _counting([scores], [axes])
-    bracket, k, candidates, largest = _begun(counting, [scores], keep, _kept_shape(shape, axes))
+    bracket, k, candidates, largest = _begun(counting, [scores], keep, kept_shape(shape, axes))
     bracket = search(counting, [scores.operands], k, bracket)
     _, tie = _above(scores, bracket, k)
     ((word, size),) = index_words(shape, axes)
@@ -90,7 +90,8 @@ def select_together(requests: Sequence[Request], k: Count) -> list[Chosen]:
     return chosen
 
 
-def _kept_shape(shape: tuple[int, ...], axes: Axes) -> tuple[int, ...]:
+def kept_shape(shape: tuple[int, ...], axes: Axes) -> tuple[int, ...]:
+    """The shape of a reduction over axes that keeps them, with size 1."""
     return tuple(1 if axis in axes else size for axis, size in enumerate(shape))
 
 
@@ -198,7 +199,7 @@ def flat_index(shape: tuple[int, ...], axes: Sequence[int], zero: jax.Array) -> 
     """The row-major index of each entry along some axes, added to `zero`."""
     index, stride = zero, 1
     for axis in reversed(axes):
-        along = _kept_shape(shape, tuple(a for a in range(len(shape)) if a != axis))
+        along = kept_shape(shape, tuple(a for a in range(len(shape)) if a != axis))
         index = index + lax.broadcasted_iota(jnp.uint32, along, axis) * jnp.uint32(stride)
         stride *= shape[axis]
     return index

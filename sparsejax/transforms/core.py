@@ -17,15 +17,16 @@ import optax
 from jax import lax
 
 from sparsejax import schedules
+from sparsejax.batching import any_lane
 from sparsejax.leaves import Axes, Layout, Where
 from sparsejax.masks import apply_masks, flat_masks, mask_tree, unpacked, with_masks
 from sparsejax.packing import Packed, pack
 from sparsejax.patterns import Pattern
 from sparsejax.selection import Count, Scores, count_true
+from sparsejax.selection.stored import opaque
 from sparsejax.state import SparseState
-from sparsejax.transforms.batching import any_lane
 from sparsejax.transforms.inner import params_shaped, reset_off
-from sparsejax.transforms.lockstep import run_each, run_together
+from sparsejax.transforms.lockstep import Known, run_each, run_together
 from sparsejax.transforms.start import (
     Choice,
     Distribution,
@@ -240,7 +241,8 @@ def _next_masks(method: _Method, due, old, grads, state, params) -> tuple[list[A
 
     def change():
         masks = unpacked(old, jax.tree.leaves(params))
-        chosen, refused = _changed(method, due, _leaves_at(method, specs, masks, grads, state, params))
+        known = {id(mask): packed for mask, packed in zip(masks, old, strict=True) if isinstance(packed, Packed)}
+        chosen, refused = _changed(method, due, _leaves_at(method, specs, masks, grads, state, params), known)
         return [pack(m, o.axis) if isinstance(o, Packed) else m for o, m in zip(before, chosen, strict=True)], refused
 
     def stay():
@@ -262,8 +264,13 @@ def _leaves_at(method: _Method, specs: list[Spec], masks, grads, state: SparseSt
     table = None
     if method.choice.has_ramp:
         table = state.extra[:, schedules.ramp_index(method.choice.plan, state.count)]
+    rows = (
+        opaque(range(len(specs)))
+        if table is not None and not method.choice.one_budget
+        else [jnp.uint32(0)] * len(specs)
+    )
     leaves = []
-    for row, spec in enumerate(specs):
+    for row, spec in zip(rows, specs, strict=True):
         i = spec.position
         key = jax.random.fold_in(leaf_key(state.key, spec.path), state.count)
         leaf = Leaf(
@@ -271,7 +278,7 @@ def _leaves_at(method: _Method, specs: list[Spec], masks, grads, state: SparseSt
             weight=weights[i],
             grad=gradients[i],
             mask=masks[i],
-            keep=_keep(None if table is None else table[0 if method.choice.one_budget else row], spec, masks[i]),
+            keep=_keep(table, row, spec, masks[i]),
             fraction=fraction,
             key=key,
             ties=jax.random.fold_in(key, 1) if method.ties == "random" else None,
@@ -284,37 +291,37 @@ def _leaves_at(method: _Method, specs: list[Spec], masks, grads, state: SparseSt
     return leaves
 
 
-def _keep(row: jax.Array | None, spec: Spec, mask: jax.Array) -> Count:
+def _keep(table: jax.Array | None, row: jax.Array, spec: Spec, mask: jax.Array) -> Count:
     """Units to keep in each group: by the ramp's table, or without a ramp as many as now."""
-    if row is not None:
-        return Count(row[0], row[1])
+    if table is not None:
+        return Count(*lax.dynamic_index_in_dim(table, row, keepdims=False))
     active = spec.pattern.units(mask.astype(jnp.float32), spec.axes) > 0
     return count_true([active], spec.pattern.group_axes(mask.shape, spec.axes))[0]
 
 
-def _changed(method: _Method, due: jax.Array, leaves: list[Leaf]) -> tuple[list[jax.Array], jax.Array]:
+def _changed(method: _Method, due: jax.Array, leaves: list[Leaf], known: Known) -> tuple[list[jax.Array], jax.Array]:
     """New masks where this lane's update is due and the leaf is finite; and how many leaves were not."""
-    proposed, finite = _proposed(method, leaves)
+    proposed, finite = _proposed(method, leaves, known)
     accept = [jnp.stack(finite).all()] * len(leaves) if method.new_masks is not None else finite
     chosen = [jnp.where(due & ok, new, leaf.mask) for new, ok, leaf in zip(proposed, accept, leaves, strict=True)]
     return chosen, jnp.where(due, jnp.sum(~jnp.stack(finite), dtype=jnp.int32), 0)
 
 
-def _proposed(method: _Method, leaves: list[Leaf]) -> tuple[list[jax.Array], list[jax.Array]]:
+def _proposed(method: _Method, leaves: list[Leaf], known: Known) -> tuple[list[jax.Array], list[jax.Array]]:
     """The masks that the rule gives, and whether each leaf is finite: a rule in steps counts that as it selects."""
     if method.new_masks is not None:  # ranked together: one leaf that is not finite upsets the count of all
         masks = method.new_masks(leaves)
         if isinstance(masks, Generator):
-            return run_together(masks, [_finite_units(leaf) for leaf in leaves])
+            return run_together(masks, [_finite_units(leaf) for leaf in leaves], known)
         return masks, [_is_finite(leaf) for leaf in leaves]
     assert method.new_mask is not None
     found: list[Any] = [method.new_mask(leaf) for leaf in leaves]
     steps = [i for i, each in enumerate(found) if isinstance(each, Generator)]
-    masks, finite = run_each([found[i] for i in steps], [_finite_units(leaves[i]) for i in steps])
+    masks, finite = run_each([found[i] for i in steps], [_finite_units(leaves[i]) for i in steps], known)
     for i, mask in zip(steps, masks, strict=True):
         found[i] = mask
-    known = dict(zip(steps, finite, strict=True))
-    return found, [known[i] if known.get(i) is not None else _is_finite(leaf) for i, leaf in enumerate(leaves)]
+    told = dict(zip(steps, finite, strict=True))
+    return found, [told[i] if told.get(i) is not None else _is_finite(leaf) for i, leaf in enumerate(leaves)]
 
 
 def _is_finite(leaf: Leaf) -> jax.Array:

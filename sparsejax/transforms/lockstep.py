@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -27,12 +27,17 @@ class Together(NamedTuple):
 Steps = Generator[Any, Any, Any]
 
 
-def run_each(steps: Sequence[Steps], finite: Sequence[Scores]) -> tuple[list[jax.Array], list[jax.Array]]:
+# The packed form of masks that were unpacked for the rules, by the id of the bool array.
+Known = Mapping[int, Packed]
+
+
+def run_each(steps: Sequence[Steps], finite: Sequence[Scores], known: Known) -> tuple[list[jax.Array], list[jax.Array]]:
     """The masks of rules, one a leaf, that run in lock-step, and whether each leaf is finite.
 
     Args:
       steps: rules; each yields a Request, or a list of them.
       finite: of each leaf, which of its units are finite (keys are bool).
+      known: packed masks.
     """
     masks: list[Any] = [None] * len(steps)
     accept: list[Any] = [None] * len(steps)
@@ -47,7 +52,7 @@ def run_each(steps: Sequence[Steps], finite: Sequence[Scores]) -> tuple[list[jax
                 masks[i] = stop.value
         if first:
             asked = {i: _first(item, finite[i]) for i, item in asked.items()}
-        flat = [_lean(request) for item in asked.values() for request in _listed(item)]
+        flat = [_lean(request, known) for item in asked.values() for request in _listed(item)]
         answers = iter(answered(flat))
         sent = {}
         for i, item in asked.items():
@@ -59,7 +64,7 @@ def run_each(steps: Sequence[Steps], finite: Sequence[Scores]) -> tuple[list[jax
     return masks, accept
 
 
-def run_together(steps: Steps, finite: Sequence[Scores]) -> tuple[list[jax.Array], list[jax.Array]]:
+def run_together(steps: Steps, finite: Sequence[Scores], known: Known) -> tuple[list[jax.Array], list[jax.Array]]:
     """The masks of one rule for all leaves, which yields Together, and whether each leaf is finite."""
     accept: list[jax.Array] = []
     answer = None
@@ -71,7 +76,7 @@ def run_together(steps: Steps, finite: Sequence[Scores]) -> tuple[list[jax.Array
         if not accept:
             told = [request._replace(finite=ok) for request, ok in zip(asked.requests, finite, strict=True)]
             asked = asked._replace(requests=told)
-        answer = answered_together([_lean(request) for request in asked.requests], asked.keep)
+        answer = answered_together([_lean(request, known) for request in asked.requests], asked.keep)
         accept = accept or [_none(chosen.refused) for chosen in answer]
 
 
@@ -86,7 +91,7 @@ def _first(item: Any, finite: Scores) -> Any:
     return item._replace(finite=finite)
 
 
-def _lean(request: Request) -> Request:
+def _lean(request: Request, known: Known) -> Request:
     """The request with bool operands at one bit an entry: those of all leaves are stored while leaves are selected."""
     scores = request.scores
     if not devices.on_one_device():  # where the bytes might not be divisible by the devices
@@ -95,7 +100,10 @@ def _lean(request: Request) -> Request:
     def keys(*read):
         return scores.keys(*(unpack(x) if isinstance(x, Packed) else x for x in read))
 
-    operands = (pack(x) if isinstance(x, jax.Array) and x.dtype == bool else x for x in scores.operands)
+    def lean(x):
+        return known.get(id(x)) or pack(x) if isinstance(x, jax.Array) and x.dtype == bool else x
+
+    operands = (lean(x) for x in scores.operands)
     return request._replace(scores=Scores(keys, tuple(operands)))
 
 

@@ -11,12 +11,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from sparsejax import criteria
 from sparsejax.criteria import Criterion
 from sparsejax.selection import AllBut, Chosen, Count, Request, Scores, count_true, order_key
 from sparsejax.selection.counts import plus
-from sparsejax.selection.keys import highest
+from sparsejax.selection.keys import highest, magnitude_key
 from sparsejax.selection.lots import lots
 from sparsejax.transforms.core import Leaf
 from sparsejax.transforms.lockstep import Together
@@ -32,15 +33,15 @@ def unit_keys(criterion: Criterion, leaf: Leaf, dtype: Any = None) -> Scores:
     units = jax.eval_shape(lambda: leaf.pattern.units(leaf.weight, leaf.axes))
     if criterion is criteria.random:
         return lots(leaf.key, units.shape)
-    if units.size != leaf.weight.size:  # pooled
-        scores = leaf.pattern.units(criterion(leaf), leaf.axes)
-        return Scores(order_key, (scores if dtype is None else scores.astype(dtype),))
+    if units.size != leaf.weight.size:
+        pooled = leaf.pattern.units(criterion(leaf), leaf.axes)
+        return Scores(order_key, (pooled if dtype is None else pooled.astype(dtype),))
 
-    def keys(weight, grad, mask, inner):
-        scores = criterion(leaf._replace(weight=weight, grad=grad, mask=mask, inner=inner))
-        return order_key(scores if dtype is None else scores.astype(dtype))
+    def scores(weight, grad, mask, inner):
+        found = criterion(leaf._replace(weight=weight, grad=grad, mask=mask, inner=inner))
+        return found if dtype is None else found.astype(dtype)
 
-    return _of_what_is_read(keys, jax.tree.map(lambda x: leaf.pattern.units(x, leaf.axes), _arrays(leaf)))
+    return _of_what_is_read(scores, jax.tree.map(lambda x: leaf.pattern.units(x, leaf.axes), _arrays(leaf)))
 
 
 def _arrays(leaf: Leaf) -> tuple[Any, ...]:
@@ -48,20 +49,31 @@ def _arrays(leaf: Leaf) -> tuple[Any, ...]:
 
 
 def _of_what_is_read(fn: Callable[..., jax.Array], operands: tuple[Any, ...]) -> Scores:
-    """Scores with those of the operands that the function reads: moments that nobody ranks by must not be passed on."""
+    """Keys of the scores `fn` gives, with those of the operands that it reads: no moments that nobody ranks by."""
     structure: Any
     leaves, structure = jax.tree.flatten(operands)
     jaxpr = jax.make_jaxpr(lambda leaves: fn(*structure.unflatten(leaves)))(leaves).jaxpr
     used = {id(var) for equation in jaxpr.eqns for var in equation.invars} | {id(var) for var in jaxpr.outvars}
     read = [i for i, var in enumerate(jaxpr.invars) if id(var) in used]
+    if _is_magnitude(jaxpr) and read[0] < 2:  # of weights or gradients; a leaf where they are not finite is refused
+        return Scores(magnitude_key, (leaves[read[0]],))
 
     def keys(*given):
         filled = [jnp.zeros(x.shape, x.dtype) for x in leaves]
         for i, x in zip(read, given, strict=True):
             filled[i] = x
-        return fn(*structure.unflatten(filled))
+        return order_key(fn(*structure.unflatten(filled)))
 
     return Scores(keys, tuple(leaves[i] for i in read))
+
+
+def _is_magnitude(jaxpr: Any) -> bool:
+    """Whether a program is `jnp.abs` of one of its arguments, of floating dtype, and nothing else."""
+    if [equation.primitive for equation in jaxpr.eqns] != [lax.abs_p]:
+        return False
+    (equation,) = jaxpr.eqns
+    (result,) = jaxpr.outvars
+    return result is equation.outvars[0] and jnp.issubdtype(result.aval.dtype, jnp.floating)
 
 
 def unit_mask(leaf: Leaf) -> jax.Array:
@@ -126,7 +138,11 @@ def drop_and_grow(
     parts = _signs(leaf, active) if signed else [active]
     stays = yield [Request(among(scores, part), stay, layer, leaf.ties) for part in parts]
     survivors = stays[0].mask if len(stays) == 1 else stays[0].mask | stays[1].mask
-    count: Count = plus([each.candidates for each in stays]) if group == layer else count_true([active], group)[0]
+    count: Count = (
+        plus([found for each in stays if (found := each.candidates) is not None])
+        if group == layer
+        else count_true([active], group)[0]
+    )
     wanted = unit_keys(grow, leaf)
     wanted = wanted if regrow_dropped else among(wanted, ~active)
 
