@@ -8,12 +8,14 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from devices import many_devices
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+import sparsejax
 from sparsejax import selection
 from sparsejax.selection import (
     Scores,
@@ -393,6 +395,13 @@ def drawn_leaves(kind, dtype):
     return {name: jnp.asarray(values(shape), dtype) for name, (shape, _) in LEAVES.items()}
 
 
+@pytest.fixture(params=["on a processor", "on an accelerator"])
+def kind_of_device(request, monkeypatch):
+    """What the search would be on each, run here."""
+    monkeypatch.setattr(selection.devices, "on_processor", lambda: request.param == "on a processor")
+
+
+@pytest.mark.usefixtures("kind_of_device")
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=str)
 def test_many_leaves_searched_together_get_the_masks_of_a_stable_sort(dtype):
     @jax.jit
@@ -410,6 +419,43 @@ def test_many_leaves_searched_together_get_the_masks_of_a_stable_sort(dtype):
                 np.testing.assert_array_equal(mask, expected, err_msg=f"{kind} {name} {share}")
 
 
+@pytest.mark.usefixtures("kind_of_device")
+def test_leaves_ranked_together_get_the_masks_of_one_stable_sort():
+    random = np.random.default_rng(19)
+    for values in (lambda shape: random.standard_normal(shape), lambda shape: random.integers(-1, 2, shape)):
+        arrays = [values(shape).astype(np.float32) for shape in ((70, 90), (3, 5, 40), (2_000,))]
+        for k in (0, 1, 700, 8_000, 8_900):
+            masks = jax.jit(across)([jnp.asarray(x) for x in arrays], k)
+            joined = np.concatenate([np.ravel(mask) for mask in masks])
+            np.testing.assert_array_equal(joined, best(np.concatenate([np.ravel(x) for x in arrays]), k), err_msg=f"{k}")
+
+
+@pytest.mark.usefixtures("kind_of_device")
+@pytest.mark.parametrize("method", ["rigl", "set_", "gmp"])
+def test_a_method_finds_the_same_masks_on_either_kind_of_device(method, monkeypatch):
+    options = dict(update_end=10) if method == "gmp" else {}
+    tx = getattr(sparsejax, method)(optax.adamw(1e-2), sparsity=0.7, update_every=2, packed=True, **options)
+    draw = lambda seed: {
+        "a": {"kernel": jax.random.normal(jax.random.key(seed), (40, 48))},
+        "b": {"kernel": jax.random.normal(jax.random.key(seed + 1), (3, 3, 8, 20))},
+    }
+
+    def run():
+        params = draw(1)
+        state = tx.init(params)
+        step = jax.jit(lambda grads, state, params: tx.update(grads, state, params))
+        for t in range(5):
+            updates, state = step(draw(10 + t), state, params)
+            params = optax.apply_updates(params, updates)
+        return jax.tree.leaves(sparsejax.get_masks(state))
+
+    found = run()
+    monkeypatch.setattr(selection.devices, "on_processor", lambda: True)
+    for mask, other in zip(found, run(), strict=True):
+        np.testing.assert_array_equal(mask, other)
+
+
+@pytest.mark.usefixtures("kind_of_device")
 def test_a_share_of_the_candidates_and_entries_that_are_not_finite():
     """Keys of 0 are no candidates; entries that are not finite are counted, on one device and where shards may be."""
     x = np.random.default_rng(18).standard_normal((90, 80)).astype(np.float32)

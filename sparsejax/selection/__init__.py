@@ -1,9 +1,9 @@
 """Exact selection of the k largest scores without a sort: counting passes over order-preserving bit patterns.
 
 A score becomes an unsigned key with the same order (`keys`). The cut between the kept and the rest is searched by
-counting (`search`): on one device in all leaves by the same passes (`passes`), of leaves with many slices in rows
-(`rows`), else leaf by leaf, wherever its shards lie (`slices`). Where only a few entries are ranked together, they are
-compared with one another (`groups`). All find the same masks.
+counting: on one processor in one leaf after another by the same program (`passes`), of leaves with many slices in rows
+(`rows`); on one accelerator in all leaves at once (`radix`); else leaf by leaf, wherever its shards lie (`slices`).
+Where only a few entries are ranked together, they are compared with one another (`groups`). All find the same masks.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sparsejax.selection import groups, passes, rows, slices
+from sparsejax.selection import groups, passes, radix, rows, slices
 from sparsejax.selection.counts import WORD, Count, as_count, count_true, minus, scaled
 from sparsejax.selection.keys import Scores, highest, order_key, value_of
 from sparsejax.selection.request import AllBut, Chosen, Request
@@ -29,8 +29,9 @@ __all__ = [
 def answered(requests: Sequence[Request]) -> list[Chosen]:
     """The answers to requests, each leaf on its own; those that one program can answer together are."""
     answers: list[Any] = [None] * len(requests)
-    for fits, select_many in ((groups.fits, groups.select_ranked), (passes.fits, passes.select_each)):
-        chosen = [i for i, request in enumerate(requests) if answers[i] is None and fits(request)]
+    together = ((groups, groups.select_ranked), (passes, passes.select_each), (radix, radix.select_each))
+    for part, select_many in together:
+        chosen = [i for i, request in enumerate(requests) if answers[i] is None and part.fits(request)]
         for i, answer in zip(chosen, select_many([requests[i] for i in chosen]) if chosen else [], strict=True):
             answers[i] = answer
     for i, request in enumerate(requests):
@@ -48,9 +49,11 @@ def answered_together(requests: Sequence[Request], keep: Count) -> list[Chosen]:
     found = [str(request.scores.example.dtype) for request in requests]
     if len(set(found)) > 1:
         raise ValueError(f"the scores of several leaves need one dtype to be ranked together; their keys are {found}")
-    sizes = sum(math.prod(request.shape) for request in requests)
-    select = passes.select_together if all(map(passes.fits, requests)) and sizes < WORD // 2 else slices.select_together
-    return select(requests, keep)
+    small = sum(math.prod(request.shape) for request in requests) < WORD // 2
+    for part in (passes, radix):
+        if small and all(map(part.fits, requests)):
+            return part.select_together(requests, keep)
+    return slices.select_together(requests, keep)
 
 
 def select(leaf: Scores, k: int | jax.Array | Count, axes: tuple[int, ...], ties: jax.Array | None = None) -> jax.Array:

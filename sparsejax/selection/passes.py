@@ -23,17 +23,16 @@ from jax import lax
 from sparsejax.batching import any_lane
 from sparsejax.selection import devices
 from sparsejax.selection.counts import WORD, Count, as_count, as_float, choose
-from sparsejax.selection.pieces import Pieces, beside, entries, equal_in_rows, in_pieces, longest_row, reaching, refused
+from sparsejax.selection.pieces import ALL, Pieces, beside, entries, equal_in_rows, in_pieces, longest_row, mask_of, reaching, refused
 from sparsejax.selection.problems import Problems, all_together, each_alone, kept_of
 from sparsejax.selection.request import AllBut, Chosen, Request
 from sparsejax.selection.search import Bracket, candidates_in, is_found, narrowed, remaining, spread, widest
-from sparsejax.selection.slices import flat_index, kept_shape
+from sparsejax.selection.slices import kept_shape
 from sparsejax.selection.stored import opaque
 
 SAMPLE = 1024  # entries of a slice that the first candidates are made of
 SAMPLE_TOGETHER = 8192  # of all leaves, where they are ranked together
 MOST = 64  # slices of a leaf; more are searched in the leaf's own shape
-ALL = WORD - 1  # a bound above every index
 
 
 class Cuts(NamedTuple):
@@ -51,8 +50,8 @@ class Cuts(NamedTuple):
 
 
 def fits(request: Request) -> bool:
-    """Whether a request can be answered here: ties by index, few slices, and indices of one word."""
-    here = request.ties is None and devices.on_one_device()
+    """Whether a request can be answered here: ties by index, few slices, and indices of one word, on one processor."""
+    here = request.ties is None and devices.on_one_device() and devices.on_processor()
     return here and 0 < request.slices <= MOST and 0 < math.prod(request.shape) < WORD // 2
 
 
@@ -215,10 +214,7 @@ def _chosen(request: Request, cuts: Cuts, problem: jax.Array, piece: jax.Array) 
     """The answer: of a leaf whose first slice is that problem and that piece."""
     shape = kept_shape(request.shape, request.axes)
     own = lambda table, at: lax.dynamic_slice_in_dim(table, at, request.slices).reshape(shape)
-    # The barrier keeps XLA from storing keys for both the search and the mask.
-    keys = request.scores.keys(*lax.optimization_barrier(request.scores.operands))
-    key, index = own(cuts.key, problem).astype(keys.dtype), flat_index(request.shape, request.axes, jnp.uint32(0))
-    mask = (keys > key) | ((keys == key) & (index < own(cuts.bound, piece)))
+    mask = mask_of(request, own(cuts.key, problem), own(cuts.bound, piece))
     counted = isinstance(request.keep, AllBut)
     candidates = jax.tree.map(lambda word: own(word, problem), cuts.candidates) if counted else None
     return Chosen(mask, candidates, as_count(jnp.sum(own(cuts.refused, piece), dtype=jnp.uint32)))

@@ -16,13 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from sparsejax.selection.counts import sums
+from sparsejax.selection.counts import WORD, sums
 from sparsejax.selection.keys import Scores, highest
 from sparsejax.selection.request import Request
 from sparsejax.selection.search import spread
+from sparsejax.selection.slices import flat_index
 
 ROW = 32  # entries of a row, at least
 LONGEST = 1024  # and at most, if the shape allows
+ALL = WORD - 1  # a bound above every index
 
 
 class Leaf(NamedTuple):
@@ -66,17 +68,21 @@ def in_pieces(requests: Sequence[Request]) -> Pieces:
 
 
 def _leaf(request: Request) -> Leaf:
-    ranked = [request.shape[axis] for axis in request.axes]
-    outer = [axis for axis in range(len(request.shape)) if axis not in request.axes]
-    columns = _columns(ranked)
-    rows = request.size // columns
+    rows, columns, slices = as_rows(request)
 
     def laid(x, index):
-        slices = x.transpose(*outer, *request.axes).reshape(request.slices, rows, columns)
-        return slices[0] if request.slices == 1 else lax.dynamic_index_in_dim(slices, index, keepdims=False)
+        return slices(x)[0] if request.slices == 1 else lax.dynamic_index_in_dim(slices(x), index, keepdims=False)
 
     traced_once = lambda scores: Scores(jax.jit(scores.keys), scores.operands)
     return Leaf(traced_once(request.scores), request.finite and traced_once(request.finite), rows, columns, laid)
+
+
+def as_rows(request: Request) -> tuple[int, int, Callable[[jax.Array], jax.Array]]:
+    """Rows and columns of a slice, and `array of the leaf's shape -> (slices, rows, columns)`, row-major."""
+    outer = [axis for axis in range(len(request.shape)) if axis not in request.axes]
+    columns = _columns([request.shape[axis] for axis in request.axes])
+    rows = request.size // columns
+    return rows, columns, lambda x: x.transpose(*outer, *request.axes).reshape(request.slices, rows, columns)
 
 
 def _columns(shape: Sequence[int]) -> int:
@@ -180,3 +186,11 @@ def longest_row(pieces: Pieces) -> int:
 
 def _filled(x: jax.Array, length: int, dtype: Any) -> jax.Array:
     return jnp.pad(x.astype(dtype), (0, length - x.shape[0]))
+
+
+def mask_of(request: Request, key: jax.Array, bound: jax.Array) -> jax.Array:
+    """The mask of keys above `key`, and of equal ones with an index in their slice below `bound`."""
+    # The barrier keeps XLA from storing keys for both the search and the mask.
+    keys = request.scores.keys(*lax.optimization_barrier(request.scores.operands))
+    index = flat_index(request.shape, request.axes, jnp.uint32(0))
+    return (keys > key.astype(keys.dtype)) | ((keys == key.astype(keys.dtype)) & (index < bound))

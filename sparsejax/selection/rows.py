@@ -23,7 +23,7 @@ from sparsejax.selection.stored import stored
 def fits(request: Request) -> bool:
     """Whether a request can be answered here: several slices, ties by index, no leaf that can be sharded."""
     several = request.slices > 1 and 0 < math.prod(request.shape) < WORD // 2
-    return request.ties is None and several and devices.on_one_device()
+    return request.ties is None and several and devices.on_one_device() and devices.on_processor()
 
 
 def select_rows(request: Request) -> Chosen:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from sparsejax.selection import devices
 from sparsejax.selection.counts import Count, as_float, at_least, choose, equal, minus
 from sparsejax.selection.keys import highest
 
@@ -26,7 +27,7 @@ SOON = 5  # passes after which brackets are halved too
 
 def spread() -> tuple[float, ...]:
     """Where the candidates of a pass lie."""
-    return FEW if jax.default_backend() == "cpu" else MANY
+    return FEW if devices.on_processor() else MANY
 
 
 class Bracket(NamedTuple):

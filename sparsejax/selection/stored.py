@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from sparsejax.selection import devices
+
 
 def stored(found: Callable[[], Any], like: Callable[[], Any]) -> Any:
     """`found()`, out of reach for the loops that read it; `like` gives arrays of the same types, which nobody sees.
@@ -21,7 +23,7 @@ def stored(found: Callable[[], Any], like: Callable[[], Any]) -> Any:
       >>> stored(lambda: x + 1, lambda: jnp.zeros_like(x)).tolist()
       [1, 2, 3]
     """
-    if jax.default_backend() != "cpu":
+    if not devices.on_processor():
         return lax.optimization_barrier(found())
     return lax.cond(lax.optimization_barrier(jnp.ones((), bool)), found, like)
 
