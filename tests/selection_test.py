@@ -427,7 +427,9 @@ def test_leaves_ranked_together_get_the_masks_of_one_stable_sort():
         for k in (0, 1, 700, 8_000, 8_900):
             masks = jax.jit(across)([jnp.asarray(x) for x in arrays], k)
             joined = np.concatenate([np.ravel(mask) for mask in masks])
-            np.testing.assert_array_equal(joined, best(np.concatenate([np.ravel(x) for x in arrays]), k), err_msg=f"{k}")
+            np.testing.assert_array_equal(
+                joined, best(np.concatenate([np.ravel(x) for x in arrays]), k), err_msg=f"{k}"
+            )
 
 
 @pytest.mark.usefixtures("kind_of_device")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sparsejax.selection.keys import Scores
 from sparsejax.selection.slices import index_words
@@ -30,8 +34,8 @@ def key_words(key: jax.Array) -> jax.Array:
     return jnp.stack([words[0], words[-1]])
 
 
-def drawn(index: list[jax.Array], words: jax.Array) -> jax.Array:
-    """The keys at an index of one or two words (the leading one first).
+def drawn(index: Sequence[Any], words: Any) -> Any:
+    """The keys at an index of one or two words (the leading one first), of JAX or of NumPy as they are.
 
     Rounds of a mixing function on 32-bit words, each a permutation, so that indices below 2^32 hardly ever tie.
     Multipliers and shifts: Wellons 2018, "Prospecting for hash functions".
@@ -39,10 +43,10 @@ def drawn(index: list[jax.Array], words: jax.Array) -> jax.Array:
     mixed = words[0]
     for word in index:
         mixed = _mix(mixed ^ word)
-    return jnp.clip(_mix(mixed + words[1]), jnp.uint32(1), jnp.uint32(2**32 - 2))
+    return _mix(mixed + words[1]).clip(np.uint32(1), np.uint32(2**32 - 2))
 
 
-def _mix(x: jax.Array) -> jax.Array:
-    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
-    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
-    return x ^ (x >> 16)
+def _mix(x: Any) -> Any:
+    x = (x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D)
+    x = (x ^ (x >> np.uint32(15))) * np.uint32(0x846CA68B)
+    return x ^ (x >> np.uint32(16))

@@ -23,10 +23,31 @@ from jax import lax
 from sparsejax.batching import any_lane
 from sparsejax.selection import devices
 from sparsejax.selection.counts import WORD, Count, as_count, as_float, choose
-from sparsejax.selection.pieces import ALL, Pieces, beside, entries, equal_in_rows, in_pieces, longest_row, mask_of, reaching, refused
+from sparsejax.selection.pieces import (
+    ALL,
+    Pieces,
+    beside,
+    entries,
+    equal_in_rows,
+    in_pieces,
+    longest_row,
+    mask_of,
+    reaching,
+    refused,
+)
 from sparsejax.selection.problems import Problems, all_together, each_alone, kept_of
 from sparsejax.selection.request import AllBut, Chosen, Request
-from sparsejax.selection.search import Bracket, candidates_in, is_found, narrowed, remaining, spread, widest
+from sparsejax.selection.search import (
+    Bracket,
+    candidates_in,
+    is_found,
+    is_slow,
+    narrowed,
+    octave,
+    remaining,
+    spread,
+    widest,
+)
 from sparsejax.selection.slices import kept_shape
 from sparsejax.selection.stored import opaque
 
@@ -50,8 +71,10 @@ class Cuts(NamedTuple):
 
 
 def fits(request: Request) -> bool:
-    """Whether a request can be answered here: ties by index, few slices, and indices of one word, on one processor."""
+    """Whether a request can be answered here: on one processor, ties by index of one word, slices that are few and lie
+    one after another."""
     here = request.ties is None and devices.on_one_device() and devices.on_processor()
+    here = here and (request.slices == 1 or (request.axes[0] > 0 and request.axes[-1] == len(request.shape) - 1))
     return here and 0 < request.slices <= MOST and 0 < math.prod(request.shape) < WORD // 2
 
 
@@ -87,9 +110,12 @@ def _found(problems: Problems, pieces: Pieces, strides: np.ndarray) -> Cuts:
         # Read first, so that what follows finds the weights near.
         refused_here = lambda i, table: table.at[i].set(refused(pieces, i))
         refusals = _over(problems, p, refused_here, cuts.refused)
-        top, first = tops[p], _guessed(problems, pieces, strides, length, p)
+        top, sample = tops[p], _sampled(problems, pieces, strides, length, p)
         bracket = widest(as_count(sizes[p]), top)._replace(top=top)
-        k, candidates, bracket, near = _searched(partial(counting, p), partial(kept_of, problems, p), bracket, first)
+        first, second = _guesses(problems, p, sample)
+        k, candidates, bracket, near = _searched(
+            partial(counting, p), partial(kept_of, problems, p), bracket, first, second
+        )
         tied, rest = remaining(bracket, k)
         none = (k.hi | k.lo) == 0
         everywhere = jnp.where(none, 0, jnp.uint32(ALL))
@@ -106,15 +132,19 @@ def _found(problems: Problems, pieces: Pieces, strides: np.ndarray) -> Cuts:
 
 
 def _searched(
-    counting: Callable[[jax.Array], Count], kept: Callable[[Count], Count], bracket: Bracket, first: jax.Array
+    counting: Callable[[jax.Array], Count],
+    kept: Callable[[Count], Count],
+    bracket: Bracket,
+    first: jax.Array,
+    second: Callable[[Count, Count], jax.Array],
 ) -> tuple[Count, Count, Bracket, jax.Array]:
-    """How many are kept, how many reach the first of the `first` candidates, the bracket, and the keys `beside` its lo.
+    """How many are kept, how many reach the last of the `first` candidates, the bracket, and the keys `beside` its lo.
 
     The state is two arrays and the first pass is one of the loop's, for smaller programs.
     """
     structure: Any
     unknown = as_count(jnp.zeros((), jnp.uint32))
-    numbers, structure = jax.tree.flatten((jnp.int32(0), unknown, unknown, bracket))
+    numbers, structure = jax.tree.flatten((jnp.zeros((), bool), jnp.zeros((), bool), unknown, unknown, bracket))
     stack = lambda state: jnp.stack([number.astype(first.dtype) for number in jax.tree.leaves(state)])
 
     def unstacked(row):
@@ -122,20 +152,23 @@ def _searched(
 
     def body(state):
         row, candidates = state
-        passed, k, reached, bracket = unstacked(row)
+        begun, slow, k, reached, bracket = unstacked(row)
         counts = counting(candidates)
-        reached = choose(passed == 0, Count(counts.hi[0], counts.lo[0]), reached)
-        k = choose(passed == 0, kept(reached), k)
-        bracket = narrowed(bracket, k, candidates, counts)
-        candidates = jnp.where(is_found(bracket, k), beside(bracket.lo), candidates_in(bracket, k, passed))
-        return stack((passed + 1, k, reached, bracket)), candidates
+        reached = choose(begun, reached, Count(counts.hi[-1], counts.lo[-1]))
+        k = choose(begun, k, kept(reached))
+        narrower = narrowed(bracket, k, candidates, counts)
+        slow = is_slow(bracket, narrower, slow)
+        following = candidates_in(narrower, k, slow)
+        following = jnp.where(begun | (narrower.lo != 1), following, jnp.minimum(second(k, reached), narrower.top))
+        candidates = jnp.where(is_found(narrower, k), beside(narrower.lo), following)
+        return stack((jnp.ones((), bool), slow, k, reached, narrower)), candidates
 
     def goes_on(state):
-        passed, k, _, bracket = unstacked(state[0])
-        return (passed == 0) | ~is_found(bracket, k)
+        begun, _, k, _, bracket = unstacked(state[0])
+        return ~begun | ~is_found(bracket, k)
 
     row, candidates = lax.while_loop(goes_on, body, (stack(structure.unflatten(numbers)), first))
-    return *unstacked(row)[1:], candidates
+    return *unstacked(row)[2:], candidates
 
 
 def _over(problems: Problems, p: jax.Array, body: Callable[[jax.Array, Any], Any], start: Any) -> Any:
@@ -150,29 +183,74 @@ def _taken(pieces: Pieces, strides: np.ndarray) -> np.ndarray:
     return -(-(np.array([leaf.rows * leaf.columns for leaf in pieces.leaves]) - strides // 2) // strides)
 
 
-def _guessed(problems: Problems, pieces: Pieces, strides: np.ndarray, length: int, p: jax.Array) -> jax.Array:
-    """First candidates of problem p: keys around where its cut lies in a sample; where shares are asked for, key 1."""
+class Sample(NamedTuple):
+    """Some of a problem's keys.
+
+    Attributes:
+      ordered: in rising order, keys 0 in front of those that are there.
+      number: how many they are; positive: how many of them are above 0.
+      top: the highest key that there can be.
+      octave: how many keys there are from one power of two to the next.
+    """
+
+    ordered: jax.Array
+    number: jax.Array
+    positive: jax.Array
+    top: jax.Array
+    octave: jax.Array
+
+    def around(self, rank: jax.Array, steps: np.ndarray) -> jax.Array:
+        """Keys around the one of a rank: the first one falls short of it, the last one reaches beyond, most likely.
+
+        Beyond the last key above 0 it gives a lower one, by half an octave.
+        """
+        deviation = 1.1 * jnp.sqrt(jnp.maximum(rank * (1 - rank / self.number), 0))
+        ranks = jnp.clip(rank + deviation * np.float32(steps) + np.sign(steps).astype(np.float32), 1, self.number)
+        at = lambda rank: self.ordered[len(self.ordered) - rank.astype(jnp.int32)]
+        last = at(jnp.maximum(self.positive, 1))
+        found = jnp.where(ranks <= self.positive, at(ranks), last - jnp.minimum(last >> 1, self.octave >> 1))
+        # The first one is put above the key that it is, so that a key which many entries have is found at once.
+        return found.at[0].add((found[0] < self.top).astype(found.dtype))
+
+
+def _sampled(problems: Problems, pieces: Pieces, strides: np.ndarray, length: int, p: jax.Array) -> Sample:
     begin, stride = jnp.asarray(problems.begin)[p], jnp.asarray(strides.astype(np.uint32))[jnp.asarray(pieces.leaf)]
-    taken = _taken(pieces, strides)
     most = int((problems.end - problems.begin).max())
 
     def put(i, found):
         return found.at[i - begin].set(entries(pieces, i, stride[i] >> 1, stride[i], length))
 
     ordered = jnp.sort(_over(problems, p, put, jnp.zeros((most, length), pieces.dtype)).ravel())
-    number = jnp.asarray(np.add.reduceat(taken[pieces.leaf], problems.begin).astype(np.float32))[p]
-    rank = as_float(Count(problems.keep.hi[p], problems.keep.lo[p])) * (number / jnp.asarray(problems.size)[p])
+    taken = np.add.reduceat(_taken(pieces, strides)[pieces.leaf], problems.begin).astype(np.float32)
+    octaves = np.array([octave(np.min_scalar_type(top)) for top in problems.top.tolist()])
+    top, wide = (jnp.asarray(table.astype(pieces.dtype))[p] for table in (problems.top, octaves))
+    positive = jnp.sum(ordered > 0, dtype=jnp.uint32).astype(jnp.float32)
+    return Sample(ordered, jnp.asarray(taken)[p], positive, top, wide)
+
+
+def _guesses(problems: Problems, p: jax.Array, sample: Sample) -> tuple[jax.Array, Callable[[Count, Count], jax.Array]]:
+    """Candidates of problem p's first pass and, given k and how many keys are above 0, of the second one.
+
+    Where some keys are 0, as those of pruned weights are, how many others there are tells more than the sample can say
+    about where among them the cut lies: so key 1 is one of the first candidates.
+    """
+    steps = np.array(spread())
+    one = jnp.ones((), sample.ordered.dtype)
+    rank = as_float(Count(problems.keep.hi[p], problems.keep.lo[p]))
+    rank = rank * (sample.number / jnp.asarray(problems.size)[p])
+    plain = sample.around(rank, steps)
+    some = jnp.where(sample.positive < sample.number, plain.at[-1].set(one), plain)
+    first = jnp.where(rank > sample.positive, one, some)
     if problems.share is not None:
-        seen = jnp.sum(ordered > 0, dtype=jnp.uint32).astype(jnp.float32)
-        rank = jnp.where(problems.share[p] >= 0, seen * (1 - problems.share[p]), rank)
-    steps = np.delete(spread(), len(spread()) // 2) if problems.share is not None else np.array(spread())
-    deviation = 1.1 * jnp.sqrt(jnp.maximum(rank * (1 - rank / number), 0))
-    ranks = jnp.clip(rank + deviation * np.float32(steps) + np.sign(steps).astype(np.float32), 1, number)
-    guesses = ordered[len(ordered) - ranks.astype(jnp.int32)]
-    # The first one is put above the key that it is, so that a key which many entries have is found at once.
-    above = jnp.minimum(guesses[0], jnp.asarray(problems.top.astype(pieces.dtype))[p] - 1) + 1
-    ones = [jnp.ones_like(above)] if problems.share is not None else []
-    return jnp.concatenate([jnp.stack([*ones, above]), guesses[1:]])
+        share = problems.share[p]
+        shared = sample.around(sample.positive * (1 - share), np.delete(steps, len(steps) // 2))
+        first = jnp.where(share >= 0, jnp.concatenate([shared, one[None]]), first.at[-1].set(one))
+
+    def second(k, positive):
+        share_of = as_float(k) / jnp.maximum(as_float(positive), 1)
+        return sample.around(share_of * sample.positive, steps)
+
+    return first, second
 
 
 def _told_apart(

@@ -87,7 +87,7 @@ def _spread(values: Sequence[Any], requests: Sequence[Request], dtype: Any) -> j
     return jnp.concatenate([of_leaf(*each) for each in zip(values, requests, strict=True)])
 
 
-def kept_of(problems: Problems, p: jax.Array, candidates: Count) -> Count:
+def kept_of(problems: Problems, p: jax.Array | slice, candidates: Count) -> Count:
     """How many problem p keeps, given how many entries have a key above 0."""
     keep = Count(problems.keep.hi[p], problems.keep.lo[p])
     if problems.share is None:

@@ -1,4 +1,4 @@
-"""Selection in many leaves on one accelerator: the bits of the cuts are found four at a time, in a fixed number of passes.
+"""Selection in many leaves on one accelerator: four bits of the cuts are found in each of a fixed number of passes.
 
 Nothing here waits for the host: how many passes there are is known when the program is compiled, and no branch is
 taken. An accelerator reads an array at the speed of its memory whatever is compared, so that a pass counts fifteen

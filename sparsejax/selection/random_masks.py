@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparsejax.selection import Request, answered, arena, as_count
-from sparsejax.selection.lots import key_words, lots
+from sparsejax.selection import Request, answered, arena, as_count, devices
+from sparsejax.selection.counts import WORD
+from sparsejax.selection.lots import drawn, key_words, lots
 
 
 class Draw(NamedTuple):
@@ -50,8 +51,26 @@ def drawn_masks(key: jax.Array, draws: Sequence[Draw]) -> list[jax.Array]:
 
 
 def _alone(key: jax.Array, draw: Draw) -> jax.Array:
+    if not isinstance(key, jax.core.Tracer) and devices.on_one_device() and 0 < math.prod(draw.shape) < WORD // 2:
+        return jnp.asarray(_by_numpy(np.asarray(key_words(_leaf_key(key, draw.salt))), draw))
     scores = lots(_leaf_key(key, draw.salt), draw.shape)
     return answered([Request(scores, as_count(draw.keep), draw.axes)])[0].mask
+
+
+def _by_numpy(words: np.ndarray, draw: Draw) -> np.ndarray:
+    """The same mask without a program for each shape: those for many slices, as neurons' inputs are, compile slowly."""
+    size = draw.slices[1]
+    if not 0 < draw.keep < size:
+        return np.full(draw.shape, draw.keep >= size)
+    outer = [axis for axis in range(len(draw.shape)) if axis not in draw.axes]
+    order = (*outer, *draw.axes)
+    lots = drawn([np.arange(math.prod(draw.shape), dtype=np.uint32)], words[:, None]).reshape(draw.shape)
+    rows = np.ascontiguousarray(lots.transpose(order)).reshape(-1, size)
+    cut = np.partition(rows, size - draw.keep, axis=1)[:, size - draw.keep, None]
+    mask, tied = rows > cut, rows == cut
+    mask |= tied & (np.cumsum(tied, axis=1) <= draw.keep - mask.sum(1, keepdims=True))
+    laid = mask.reshape([draw.shape[axis] for axis in order])
+    return np.ascontiguousarray(laid.transpose(np.argsort(order)))
 
 
 def _in_arena(key: jax.Array, draws: Sequence[Draw]) -> list[jax.Array]:

@@ -1,9 +1,10 @@
 """The search for cuts: between which two neighbouring keys the k largest end.
 
 A problem is a set of keys and a number k. Its bracket holds the cut. In a pass all keys are compared with a few
-candidates at once: guesses around where the cut is if the keys in the bracket are spread evenly. Where that has not
-found it soon, one candidate halves the bracket, so that no spread of keys needs many more passes than a key has bits.
-Typically four or five passes find the cut among millions. Many problems can be searched together, as arrays.
+candidates at once: guesses around where the cut is if the keys in the bracket are spread evenly. Keys that cluster (the
+weights that Adam has just begun to move are all as large as its step) would defeat such guesses one after another: a
+pass that has told few keys apart is followed by one whose candidates lie near the ends of the bracket, which finds a
+cluster in few more, and one that halves it. Typically four or five passes find the cut among millions.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from sparsejax.selection import devices
@@ -22,7 +24,8 @@ from sparsejax.selection.keys import highest
 # Guesses, in standard deviations of a rank under evenly spread keys. Processors pay for each comparison; accelerators
 # wait for memory, and for one another, so that a pass costs them the same whatever is compared.
 FEW, MANY = (-0.9, 0.0, 0.9), (-2.0, -1.2, -0.6, 0.0, 0.6, 1.2, 2.0)
-SOON = 5  # passes after which brackets are halved too
+FEWER, SMALL = 2, 64  # a pass is slow that leaves more than 1 / FEWER of the keys in a bracket, and more than SMALL
+NARROWER = 16  # but it is no use to go on near the ends where that has not made the bracket so many times narrower
 
 
 def spread() -> tuple[float, ...]:
@@ -72,38 +75,60 @@ def is_found(bracket: Bracket, k: Count) -> jax.Array:
     return nothing | at_least(k, bracket.at_lo) | (bracket.lo >= bracket.top)
 
 
-def candidates_in(bracket: Bracket, k: Count, passed: jax.Array) -> jax.Array:
-    """Keys above lo, up to top, for the pass after so many; `spread` says how many."""
-    lo, top, at_lo, above = bracket
+def inside(bracket: Bracket) -> jax.Array:
+    """How many keys there are in a bracket, to float32's precision."""
+    return as_float(minus(bracket.at_lo, bracket.above))
+
+
+def is_slow(before: Bracket, after: Bracket, was: jax.Array) -> jax.Array:
+    """Whether a pass has told few keys apart; `was`: whether its own candidates lay near the ends."""
+    slow = (inside(after) * FEWER > inside(before)) & (inside(after) > SMALL)
+    useless = was & ((after.top - after.lo) > (before.top - before.lo) // NARROWER)
+    return slow & ~useless
+
+
+def candidates_in(bracket: Bracket, k: Count, slow: jax.Array) -> jax.Array:
+    """Keys above lo, up to top, as many as `spread` says; near the ends and in the middle after a slow pass."""
+    lo, top, _, above = bracket
     width, steps = top - lo, spread()
     span = width.astype(jnp.float32)
-    inside = as_float(minus(at_lo, above)) + 1  # gaps between the keys in the bracket and its ends
+    gaps = inside(bracket) + 1  # between the keys in the bracket and its ends
     rank = as_float(minus(k, above)) + 0.5
-    nearer = jnp.minimum(rank, inside - rank)
-    octave = 2.0 ** {1: 3, 2: 7, 4: 23, 8: 52}[lo.dtype.itemsize]  # keys of floats: over one, density changes by half
-    deviation = jnp.sqrt(jnp.maximum(rank * (inside - rank), 0) / inside) + 0.3 * nearer * jnp.minimum(span / octave, 1)
+    nearer = jnp.minimum(rank, gaps - rank)
+    uneven = jnp.minimum(span / octave(lo.dtype), 1)  # over an octave, the density of keys changes by half
+    deviation = jnp.sqrt(jnp.maximum(rank * (gaps - rank), 0) / gaps) + 0.3 * nearer * uneven
+    last = jnp.maximum(width, 1) - 1
     found = []
     for i, step in enumerate(steps):
-        share = jnp.clip(1 - (rank + step * deviation) / inside, 0.0, 1 - 2.0**-22)
-        guess = jnp.minimum((share * span).astype(lo.dtype), width - 1)
-        if step == 0.0:
-            guess = jnp.where(passed < SOON, guess, (width - 1) >> 1)
+        share = jnp.clip(1 - (rank + step * deviation) / gaps, 0.0, 1 - 2.0**-22)
+        guess = jnp.minimum((share * span).astype(lo.dtype), last)
+        # After a slow pass: 2^(1/2), or another root, of the width from an end; or, of the middle one, in the middle.
+        away = jnp.minimum((span ** (1 - abs(step) / (2 * max(steps)))).astype(lo.dtype), last)
+        apart = last >> 1 if step == 0.0 else away if step > 0 else last - away
+        guess = jnp.where(slow, apart, guess)
         found.append(lo + 1 + jnp.where(width <= len(steps), jnp.array(i, lo.dtype), guess))
     return jnp.stack([jnp.minimum(candidate, top) for candidate in found])
+
+
+def octave(dtype: Any) -> int:
+    """How many keys floats have from one power of two to the next."""
+    return 2 ** {1: 3, 2: 7, 4: 23, 8: 52}[np.dtype(dtype).itemsize]
 
 
 def search(counting: Counting, operands: Any, k: Count, bracket: Bracket) -> Bracket:
     """Narrows the brackets until each is found; `k` is shaped as they are."""
 
     def body(state):
-        passed, bracket = state
+        slow, bracket = state
         # The barrier keeps XLA from computing the keys once, before the loop, and storing them.
         read, lo = lax.optimization_barrier((operands, bracket.lo))
         bracket = bracket._replace(lo=lo)
-        candidates = candidates_in(bracket, k, passed)
-        return passed + 1, narrowed(bracket, k, candidates, counting(read, candidates))
+        candidates = candidates_in(bracket, k, slow)
+        narrower = narrowed(bracket, k, candidates, counting(read, candidates))
+        return is_slow(bracket, narrower, slow), narrower
 
-    return lax.while_loop(lambda state: jnp.any(~is_found(state[1], k)), body, (jnp.int32(0), bracket))[1]
+    begin = jnp.zeros_like(is_found(bracket, k))
+    return lax.while_loop(lambda state: jnp.any(~is_found(state[1], k)), body, (begin, bracket))[1]
 
 
 def remaining(bracket: Bracket, k: Count) -> tuple[jax.Array, Count]:
