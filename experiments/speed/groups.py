@@ -48,6 +48,7 @@ class Found(NamedTuple):
 def measured(tree: Tree, cases: Sequence[Case], settings: Settings) -> Iterator[Found]:
     """Measures the cases on a tree, group by group; what fails is left out, and the rest goes on."""
     facts = tree.facts()
+    cases = [case for case in cases if tree.only is None or case.name in tree.only]
     if tree.compile_only:
         for case in (BARE, *(case for case in cases if case.name == "rigl")):
             yield _attempt(tree, case, settings, lambda case=case: [_row(case, facts, settings, Compiled(case, tree))])

@@ -24,6 +24,7 @@ class Tree(NamedTuple):
       layout: which axes are inputs; None is Flax's.
       large: left out unless asked for.
       compile_only: too many leaves to say anything by running it.
+      only: the cases measured on it, by name; None: all.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Tree(NamedTuple):
     layout: Layout | None = None
     large: bool = False
     compile_only: bool = False
+    only: tuple[str, ...] | None = None
 
     def avals(self) -> Any:
         """The params as shapes and dtypes."""
@@ -123,13 +125,15 @@ def tied_head(path: str, array: Any):
     return ((), (1,), (0,)) if path == "wte/weight" else flax_layout(path, array)
 
 
+GROWTH = ("static", "gmp", "rigl")  # what growth with size is shown by
+
 TREES = {
     tree.name: tree
     for tree in (
-        Tree("gpt-1m", gpt(4, 128, 2048, 256), layout=tied_head),
+        Tree("gpt-1m", gpt(4, 128, 2048, 256), layout=tied_head, only=GROWTH),
         Tree("resnet50", resnet50()),
         Tree("gpt2", gpt(12, 768), layout=tied_head),
         Tree("leaves-1000", {f"layer{i:03}/kernel": (100, 100) for i in range(1000)}, compile_only=True),
-        Tree("gpt-1b", gpt(18, 2048), dtype="bfloat16", layout=tied_head, large=True),
+        Tree("gpt-1b", gpt(18, 2048), dtype="bfloat16", layout=tied_head, large=True, only=GROWTH),
     )
 }

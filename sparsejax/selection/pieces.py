@@ -24,6 +24,7 @@ from sparsejax.selection.slices import flat_index
 
 ROW = 32  # entries of a row, at least
 LONGEST = 1024  # and at most, if the shape allows
+GROUP = 32  # branches of a switch, at most
 ALL = WORD - 1  # a bound above every index
 
 
@@ -111,7 +112,16 @@ def _of(
         return of_piece
 
     branches = [branch(*each) for each in zip(pieces.leaves, functions, strict=True)]
-    return lax.switch(jnp.asarray(pieces.leaf)[i], branches, jnp.asarray(pieces.place)[i], *operands)
+    return _switch(jnp.asarray(pieces.leaf)[i], branches, jnp.asarray(pieces.place)[i], *operands)
+
+
+def _switch(which: jax.Array, branches: Sequence[Callable[..., jax.Array]], *operands: Any) -> jax.Array:
+    """`lax.switch`; of many branches among groups first, since jax hands what one branch reads to all others."""
+    if len(branches) <= GROUP:
+        return lax.switch(which, branches, *operands)
+    groups = [branches[first : first + GROUP] for first in range(0, len(branches), GROUP)]
+    within = [lambda *operands, group=group: lax.switch(which % GROUP, group, *operands) for group in groups]
+    return lax.switch(which // GROUP, within, *operands)
 
 
 def refused(pieces: Pieces, i: jax.Array) -> jax.Array:
