@@ -133,7 +133,7 @@ TREES = {
         Tree("gpt-1m", gpt(4, 128, 2048, 256), layout=tied_head, only=GROWTH),
         Tree("resnet50", resnet50()),
         Tree("gpt2", gpt(12, 768), layout=tied_head),
-        Tree("leaves-1000", {f"layer{i:03}/kernel": (100, 100) for i in range(1000)}, compile_only=True),
+        Tree("leaves-1000", {f"layer{i:03}/kernel": (100, 100) for i in range(1000)}, compile_only=True, large=True),
         Tree("gpt-1b", gpt(18, 2048), dtype="bfloat16", layout=tied_head, large=True, only=GROWTH),
     )
 }
