@@ -95,11 +95,11 @@ def _columns(shape: Sequence[int]) -> int:
 
 
 def _of(
-    pieces: Pieces, i: jax.Array, functions: Sequence[Callable[..., jax.Array]], *operands: Any, of: str = "scores"
+    pieces: Pieces, i: jax.Array, function: Callable[..., jax.Array], *operands: Any, of: str = "scores"
 ) -> jax.Array:
-    """What a piece's function gives for its keys (or which are finite) and operands; there is one for each leaf."""
+    """What a function gives for piece i's keys (or which of them are finite) and for operands."""
 
-    def branch(leaf: Leaf, function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    def branch(leaf: Leaf) -> Callable[..., jax.Array]:
         scores: Scores | None = getattr(leaf, of)
 
         def of_piece(index, *operands):
@@ -111,7 +111,7 @@ def _of(
 
         return of_piece
 
-    branches = [branch(*each) for each in zip(pieces.leaves, functions, strict=True)]
+    branches = [branch(leaf) for leaf in pieces.leaves]
     return _switch(jnp.asarray(pieces.leaf)[i], branches, jnp.asarray(pieces.place)[i], *operands)
 
 
@@ -130,19 +130,22 @@ def refused(pieces: Pieces, i: jax.Array) -> jax.Array:
         return jnp.uint32(0)
 
     def count(fine):
-        if fine is None:
-            return jnp.uint32(0)
-        # Two sums, both read, since a lone one of a predicate is given a temporary of the array's size.
-        bad, good = added(sums([~fine, fine], (1,)))
-        return jnp.maximum(bad, jnp.uint32(fine.size) - good)
+        return jnp.uint32(0) if fine is None else number_false(fine)
 
-    return _of(pieces, i, [count] * len(pieces.leaves), of="finite")
+    return _of(pieces, i, count, of="finite")
+
+
+def number_false(fine: jax.Array) -> jax.Array:
+    """How many entries of a bool array (rows, columns) are False, uint32."""
+    # Two sums, both read, since a lone one of a predicate is given a temporary of the array's size.
+    bad, good = added(sums([~fine, fine], (1,)))
+    return jnp.maximum(bad, jnp.uint32(fine.size) - good)
 
 
 def reaching(pieces: Pieces, i: jax.Array, candidates: jax.Array) -> jax.Array:
     """How many keys of piece i are at least each candidate, uint32."""
     count = lambda keys, candidates: jnp.stack(added(_reaching_in_rows(keys, candidates)))
-    return _of(pieces, i, [count] * len(pieces.leaves), candidates)
+    return _of(pieces, i, count, candidates)
 
 
 def beside(key: jax.Array) -> jax.Array:
@@ -163,7 +166,7 @@ def equal_in_rows(pieces: Pieces, i: jax.Array, candidates: jax.Array) -> jax.Ar
         above = jnp.where(candidates[0].astype(keys.dtype) == highest(keys.dtype), 0, above)  # nothing lies beyond
         return _filled(reach - above, most, jnp.uint32)
 
-    return _of(pieces, i, [count] * len(pieces.leaves), candidates)
+    return _of(pieces, i, count, candidates)
 
 
 def _reaching_in_rows(keys: jax.Array, candidates: jax.Array) -> tuple[jax.Array, ...]:
@@ -186,7 +189,7 @@ def entries(pieces: Pieces, i: jax.Array, start: jax.Array, step: jax.Array, len
         found = keys.reshape(-1).at[indices].get(mode="clip", wrap_negative_indices=False)
         return jnp.where(indices < keys.size, found.astype(pieces.dtype), 0)
 
-    return _of(pieces, i, [read] * len(pieces.leaves), start, step)
+    return _of(pieces, i, read, start, step)
 
 
 def longest_row(pieces: Pieces) -> int:

@@ -18,7 +18,7 @@ from jax import lax
 
 from sparsejax.selection import devices
 from sparsejax.selection.counts import WORD, Count, as_count, sums
-from sparsejax.selection.pieces import ALL, added, as_rows, mask_of
+from sparsejax.selection.pieces import ALL, as_rows, mask_of, number_false
 from sparsejax.selection.problems import Problems, all_together, each_alone, kept_of
 from sparsejax.selection.request import AllBut, Chosen, Request
 from sparsejax.selection.slices import kept_shape
@@ -149,5 +149,4 @@ def _refused(request: Request) -> Count:
     if request.finite is None:
         return as_count(0)
     fine = request.finite.keys(*request.finite.operands)
-    bad, good = added([~fine, fine])
-    return as_count(jnp.maximum(bad, jnp.uint32(fine.size) - good))
+    return as_count(number_false(fine.reshape(-1, fine.shape[-1]) if fine.ndim else fine.reshape(1, 1)))
