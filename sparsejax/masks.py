@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 
 from sparsejax.leaves import Where, leaf_path, select_leaves
 from sparsejax.packing import Packed, pack, sharded_as, unpack
@@ -80,7 +81,28 @@ def apply_masks(params: PyTree, masks: PyTree) -> PyTree:
       >>> apply_masks({"w": jnp.array([1.0, 2.0])}, {"w": jnp.array([True, False])})["w"].tolist()
       [1.0, 0.0]
     """
-    return map_masks(lambda m, w: w if m is None else jnp.where(sharded_as(m, w), w, jnp.zeros_like(w)), masks, params)
+    return map_masks(lambda m, w: w if m is None else selected(sharded_as(m, w), w, jnp.zeros_like(w)), masks, params)
+
+
+def selected(mask: jax.Array, kept: jax.Array, other: jax.Array) -> jax.Array:
+    """`jnp.where(mask, kept, other)` of arrays of one dtype.
+
+    Floats of 16 bits are selected by their bits: XLA for CPUs computes in wider ones, and would store the result for
+    each reader rather than select anew (a step of AdamW in bfloat16: 1.47 x the bare one, not 1.14 x).
+    """
+    return _by_bits(mask, kept, other) if kept.dtype in (jnp.bfloat16, jnp.float16) else jnp.where(mask, kept, other)
+
+
+@jax.custom_jvp
+def _by_bits(mask: jax.Array, kept: jax.Array, other: jax.Array) -> jax.Array:
+    bits = lambda x: lax.bitcast_convert_type(x, jnp.uint16)
+    return lax.bitcast_convert_type(jnp.where(mask, bits(kept), bits(other)), kept.dtype)
+
+
+@_by_bits.defjvp
+def _by_bits_jvp(primals, tangents):
+    mask, kept, other = primals
+    return _by_bits(mask, kept, other), jnp.where(mask, tangents[1], tangents[2])
 
 
 def masks_from(params: PyTree, where: Where | None = None) -> PyTree:

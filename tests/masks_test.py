@@ -65,6 +65,15 @@ def test_apply_masks_under_jit_and_on_shapes():
     assert jax.eval_shape(apply_masks, PARAMS, EXPECTED)["a"]["kernel"].shape == (4, 6)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16], ids=str)
+def test_gradients_flow_through_masks_to_kept_weights_alone(dtype):
+    masks = {"w": jnp.array([True, False, True])}
+    square = lambda params: jnp.sum(apply_masks(params, masks)["w"] ** 2)
+    params = {"w": jnp.array([1.0, 2.0, -3.0], dtype)}
+    assert jax.grad(square)(params)["w"].tolist() == [2.0, 0.0, -6.0]
+    assert jax.vmap(jax.grad(square))({"w": params["w"][None]})["w"].tolist() == [[2.0, 0.0, -6.0]]
+
+
 def test_density_counts_masked_leaves_alone():
     assert density(EXPECTED) == 21 / 42
     assert density({"a": jnp.ones((2, 2), bool), "b": jnp.zeros((4, 3), bool), "c": None}) == 0.25

@@ -1,5 +1,7 @@
 """What single methods promise beyond the table: hard scores and ties, stacked layers, N:M, blocks, lanes, donation."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from small_tree import SGD, small, updated
 
 import sparsejax
+from sparsejax import criteria, schedules
 
 EVERY_METHOD = (sparsejax.static, sparsejax.one_shot, sparsejax.gmp, sparsejax.set_, sparsejax.rigl)
 compile_quickly = pytest.fixture(autouse=True)(quickly_compiled)
@@ -142,6 +145,31 @@ def test_constant_fan_in_drops_over_the_layer_and_grows_inside_each_neuron():
     wanted = np.stack([oracles.top(score[:, neuron], before[:, neuron].sum()) for neuron in range(8)], axis=1)
     np.testing.assert_array_equal(after, wanted)
     assert (before != after).any()
+
+
+@pytest.mark.parametrize("pattern", [None, sparsejax.fan_in(), sparsejax.block((2, 2))], ids=str)
+def test_pruning_while_dropping_is_pruning_before(pattern):
+    """GraNet's two steps, in one selection where a layer is one group, give the masks of the two rules in turn."""
+    plan = (schedules.Phase(until=12, every=2, ramp=True, drop_fraction=0.4),)
+
+    def in_turn(leaf):
+        pruned = leaf._replace(mask=(yield from sparsejax.keep_best(leaf)))
+        return (yield from sparsejax.drop_and_grow(pruned, criteria.gradient))
+
+    rules = (in_turn, partial(sparsejax.drop_and_grow, grow=criteria.gradient, prune=True))
+    found = []
+    for rule in rules:
+        tx = sparsejax.sparse_wrapper(SGD, rule, plan=plan, sparsity=0.75, pattern=pattern)
+        params = {"Dense_0": {"kernel": jax.random.normal(jax.random.key(0), (16, 24))}}
+        state, step, masks = tx.init(params), jax.jit(tx.update), []
+        for t in range(9):
+            grads = {"Dense_0": {"kernel": jax.random.normal(jax.random.key(t + 1), (16, 24))}}
+            updates, state = step(grads, state, params)
+            params = optax.apply_updates(params, updates)
+            masks.append(np.asarray(sparsejax.get_masks(state)["Dense_0"]["kernel"]))
+        found.append(masks)
+    assert (found[0][2] != found[0][4]).any()
+    np.testing.assert_array_equal(found[0], found[1])
 
 
 def test_n_of_m_gradually():

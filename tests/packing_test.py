@@ -214,10 +214,10 @@ def test_inside_an_nnx_optimizer():
 LARGE = {"conv": (3, 3, 32, 64), "dense": (128, 160), "table": (509, 48)}
 
 
-def compiled_step(method, packed):
+def compiled_step(method, packed, dtype=jnp.float32):
     """An optimized step on one device, its params and state donated."""
     tx = METHODS[method](optax.adamw(1e-3), packed=packed)
-    params = {name: {"kernel": jax.ShapeDtypeStruct(shape, jnp.float32)} for name, shape in LARGE.items()}
+    params = {name: {"kernel": jax.ShapeDtypeStruct(shape, dtype)} for name, shape in LARGE.items()}
 
     def step(params, state, grads):
         updates, state = tx.update(grads, state, params)
@@ -243,6 +243,12 @@ def test_an_ordinary_step_stores_no_bool_mask(method):
     assert stored_masks(step.as_text()) == []
     if method == "static":
         assert step.memory_analysis().temp_size_in_bytes < min(np.prod(shape) for shape in LARGE.values())
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=str)
+def test_an_ordinary_step_of_sixteen_bits_stores_nothing_that_is_masked(dtype):
+    step = compiled_step("static", packed=True, dtype=dtype)
+    assert step.memory_analysis().temp_size_in_bytes < min(np.prod(shape) for shape in LARGE.values())
 
 
 def test_bool_masks_would_be_seen():

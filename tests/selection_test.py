@@ -30,6 +30,7 @@ from sparsejax.selection import (
     top_mask,
 )
 from sparsejax.selection.random_masks import Draw, drawn_masks
+from sparsejax.selection.slices import kept_shape
 
 FLOATS = [np.dtype(np.float32), np.dtype(jnp.bfloat16), np.dtype(np.float16)]
 INTEGERS = [np.dtype(kind) for kind in (np.int32, np.int8, np.uint32, np.bool_)]
@@ -417,6 +418,51 @@ def test_many_leaves_searched_together_get_the_masks_of_a_stable_sort(dtype):
                 count = int(jnp.float32(share) * math.prod(shape[a] for a in axes))
                 expected = oracle(np.asarray(arrays[name]), count, axes)
                 np.testing.assert_array_equal(mask, expected, err_msg=f"{kind} {name} {share}")
+
+
+SIDE_BY_SIDE = {"neurons": ((300, 20), (0,)), "few rows": ((5, 64), (0,)), "kernel": ((3, 3, 7, 33), (0, 1, 2)),
+                "stack": ((2, 147, 9), (1,)), "pairs": ((2, 3_001, 2), (1,))}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=str)
+def test_slices_side_by_side_get_the_masks_of_a_stable_sort(dtype):
+    """Each slice has a scale and a count of its own; some hold one value only, or many zeros."""
+    random = np.random.default_rng(23)
+    kinds = {
+        "scaled": lambda shape, per: random.standard_normal(shape) * np.exp(2 * random.standard_normal(per)),
+        "tied": lambda shape, per: random.integers(-1, 2, shape) * random.integers(0, 2, per),
+    }
+
+    @jax.jit
+    def chosen(arrays, counts):
+        asked = [
+            selection.Request(Scores(order_key, (arrays[name],)), as_count(counts[name]), axes)
+            for name, (_, axes) in SIDE_BY_SIDE.items()
+        ]
+        assert all(map(selection.columns.fits, asked))
+        return [answer.mask for answer in selection.answered(asked)]
+
+    for draw in kinds.values():
+        per = {name: kept_shape(shape, axes) for name, (shape, axes) in SIDE_BY_SIDE.items()}
+        arrays = {name: draw(shape, per[name]) for name, (shape, _) in SIDE_BY_SIDE.items()}
+        arrays = {name: jnp.asarray(x, dtype) for name, x in arrays.items()}
+        size = {name: math.prod(shape[a] for a in axes) for name, (shape, axes) in SIDE_BY_SIDE.items()}
+        counts = {name: random.integers(0, size[name] + 1, shape).astype(np.uint32) for name, shape in per.items()}
+        for mask, (name, (_, axes)) in zip(chosen(arrays, counts), SIDE_BY_SIDE.items(), strict=True):
+            expected = oracle(np.asarray(arrays[name]), counts[name], axes)
+            np.testing.assert_array_equal(mask, expected, err_msg=name)
+
+
+def test_a_share_of_slices_side_by_side_and_entries_that_are_not_finite():
+    x = np.random.default_rng(24).standard_normal((90, 80)).astype(np.float32)
+    x[x < 0] = 0
+    scores = Scores(lambda x: jnp.where(x > 0, order_key(x), 0), (jnp.asarray(x),))
+    ask = lambda finite: selection.Request(scores, selection.AllBut(0.25), (0,), None, finite)
+    plain, told = jax.jit(lambda: selection.answered([ask(None), ask(Scores(lambda x: x < 2, (jnp.asarray(x),)))]))()
+    number = (x > 0).sum(0, keepdims=True)
+    np.testing.assert_array_equal(integer(plain.candidates), number)
+    np.testing.assert_array_equal(plain.mask, oracle(x, number - number // 4, (0,)))
+    assert integer(told.refused) == (x >= 2).sum()
 
 
 @pytest.mark.usefixtures("kind_of_device")

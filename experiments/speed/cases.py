@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 import sparsejax
-from sparsejax import criteria, drop_and_grow, keep_best, nm, schedules
+from sparsejax import criteria, drop_and_grow, nm, schedules
 from sparsejax.leaves import Layout
 from sparsejax.selection import Request, Scores, order_key
 
@@ -85,11 +85,7 @@ def granet(inner: optax.GradientTransformation, layout: Layout | None):
     Its plan's phase both ramps and drops, so that every update measured does both.
     """
     plan = (schedules.Phase(until=END, every=EVERY, ramp=True, drop_fraction=0.3),)
-
-    def new_mask(leaf):
-        pruned = leaf._replace(mask=(yield from keep_best(leaf)))
-        return (yield from drop_and_grow(pruned, grow=criteria.gradient))
-
+    new_mask = partial(drop_and_grow, grow=criteria.gradient, prune=True)
     return sparsejax.sparse_wrapper(inner, new_mask, plan=plan, sparsity=SPARSITY, layout=layout, packed=True)
 
 

@@ -1,9 +1,10 @@
 """Exact selection of the k largest scores without a sort: counting passes over order-preserving bit patterns.
 
 A score becomes an unsigned key with the same order (`keys`). The cut between the kept and the rest is searched by
-counting: on one processor in one leaf after another by the same program (`passes`), of leaves with many slices in rows
-(`rows`); on one accelerator in all leaves at once (`radix`); else leaf by leaf, wherever its shards lie (`slices`).
-Where only a few entries are ranked together, they are compared with one another (`groups`). All find the same masks.
+counting: on one processor in one leaf after another by the same program (`passes`), of slices that lie side by side in
+all of them at once (`columns`); on one accelerator in all leaves at once (`radix`); else leaf by leaf, wherever its
+shards lie (`slices`). Where only a few entries are ranked together, they are compared with one another (`groups`). All
+find the same masks.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sparsejax.selection import groups, passes, radix, rows, slices
+from sparsejax.selection import columns, groups, passes, radix, slices
 from sparsejax.selection.counts import WORD, Count, as_count, count_true, minus, scaled
 from sparsejax.selection.keys import Scores, highest, order_key, value_of
 from sparsejax.selection.request import AllBut, Chosen, Request
@@ -29,14 +30,19 @@ __all__ = [
 def answered(requests: Sequence[Request]) -> list[Chosen]:
     """The answers to requests, each leaf on its own; those that one program can answer together are."""
     answers: list[Any] = [None] * len(requests)
-    together = ((groups, groups.select_ranked), (passes, passes.select_each), (radix, radix.select_each))
+    together = (
+        (groups, groups.select_ranked),
+        (passes, passes.select_each),
+        (columns, columns.select_each),
+        (radix, radix.select_each),
+    )
     for part, select_many in together:
         chosen = [i for i, request in enumerate(requests) if answers[i] is None and part.fits(request)]
         for i, answer in zip(chosen, select_many([requests[i] for i in chosen]) if chosen else [], strict=True):
             answers[i] = answer
     for i, request in enumerate(requests):
         if answers[i] is None:
-            answers[i] = rows.select_rows(request) if rows.fits(request) else slices.select_one(request)
+            answers[i] = slices.select_one(request)
     return answers
 
 

@@ -9,7 +9,7 @@ cluster in few more, and one that halves it. Typically four or five passes find 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -80,17 +80,20 @@ def inside(bracket: Bracket) -> jax.Array:
     return as_float(minus(bracket.at_lo, bracket.above))
 
 
-def is_slow(before: Bracket, after: Bracket, was: jax.Array) -> jax.Array:
-    """Whether a pass has told few keys apart; `was`: whether its own candidates lay near the ends."""
-    slow = (inside(after) * FEWER > inside(before)) & (inside(after) > SMALL)
+def is_slow(before: Bracket, after: Bracket, was: jax.Array, small: int = SMALL) -> jax.Array:
+    """Whether a pass has told few keys apart, and more than `small` are left.
+
+    `was`: whether its own candidates lay near the ends.
+    """
+    slow = (inside(after) * FEWER > inside(before)) & (inside(after) > small)
     useless = was & ((after.top - after.lo) > (before.top - before.lo) // NARROWER)
     return slow & ~useless
 
 
-def candidates_in(bracket: Bracket, k: Count, slow: jax.Array) -> jax.Array:
-    """Keys above lo, up to top, as many as `spread` says; near the ends and in the middle after a slow pass."""
+def candidates_in(bracket: Bracket, k: Count, slow: jax.Array, steps: Sequence[float] = ()) -> jax.Array:
+    """Keys above lo, up to top, by default as `spread` says; near the ends and in the middle after a slow pass."""
     lo, top, _, above = bracket
-    width, steps = top - lo, spread()
+    width, steps = top - lo, steps or spread()
     span = width.astype(jnp.float32)
     gaps = inside(bracket) + 1  # between the keys in the bracket and its ends
     rank = as_float(minus(k, above)) + 0.5

@@ -31,16 +31,6 @@ class Tie(NamedTuple):
     keep: Count
 
 
-class Cuts(NamedTuple):
-    """Of each slice: what is kept, if there is `some`: keys above `key`, and equal ones with an index below `bound`."""
-
-    key: jax.Array
-    bound: jax.Array
-    some: jax.Array
-    candidates: Count
-    refused: Count
-
-
 def select_one(request: Request) -> Chosen:
     """The answer to one request."""
     scores, axes = marked(request), request.axes
@@ -50,19 +40,6 @@ def select_one(request: Request) -> Chosen:
     mask, tie = _above(scores, bracket, k)
     mask |= _told_apart(tie, axes, request.ties)
     return Chosen(mask, candidates, _scalar(total(largest, tuple(range(mask.ndim)))))
-
-
-def cuts_of(scores: Scores, keep: int | Count | AllBut, axes: Axes) -> Cuts:
-    """The cuts of slices of fewer than counts.WORD entries."""
-    shape = scores.example.shape
-    counting = _counting([scores], [axes])
-    bracket, k, candidates, largest = _begun(counting, [scores], keep, kept_shape(shape, axes))
-    bracket = search(counting, [scores.operands], k, bracket)
-    _, tie = _above(scores, bracket, k)
-    ((word, size),) = index_words(shape, axes)
-    _, found, _ = _level_found(tie, partial(_falling, word, size), jnp.uint32(0), size, axes)
-    refused = _scalar(total(largest, tuple(range(len(shape)))))
-    return Cuts(bracket.lo, jnp.uint32(size + 1) - found.lo, (k.hi | k.lo) > 0, candidates, refused)
 
 
 def select_together(requests: Sequence[Request], k: Count) -> list[Chosen]:
@@ -161,11 +138,6 @@ def _told_apart(tie: Tie, axes: Axes, key: jax.Array | None) -> jax.Array:
 
 def _level(tie: Tie, level: Callable[[jax.Array], jax.Array], operand: jax.Array, size: int, axes: Axes):
     """Tells tied entries apart by one key in 1 ... size: those kept for certain, and those still tied."""
-    return _above(*_level_found(tie, level, operand, size, axes))
-
-
-def _level_found(tie: Tie, level: Callable[[jax.Array], jax.Array], operand: jax.Array, size: int, axes: Axes):
-    """The keys of one level, its cut among the tied entries, and how many are to be kept."""
     keys = lambda *read: jnp.where(tie.where.keys(*read[:-1]), level(read[-1]), 0)
     scores = Scores(keys, (*tie.where.operands, operand))
     start = jnp.ones_like(tie.number.lo)
@@ -175,7 +147,7 @@ def _level_found(tie: Tie, level: Callable[[jax.Array], jax.Array], operand: jax
         ends, keep = jax.tree.map(lambda x: _at(x, scores.example.ndim), (ends, tie.keep))
     else:
         keep = tie.keep
-    return scores, search(_counting([scores], [axes]), [scores.operands], keep, ends), keep
+    return _above(scores, search(_counting([scores], [axes]), [scores.operands], keep, ends), keep)
 
 
 def _falling(word: Callable[[jax.Array], jax.Array], size: int, zero: jax.Array) -> jax.Array:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from sparsejax.leaves import path_parts
+from sparsejax.masks import selected
 
 PyTree = Any
 
@@ -58,6 +59,6 @@ def reset_off(
 
     def reset(leaf, new, owner):
         mask = None if owner is None else masks[owner]
-        return leaf if mask is None else jnp.where(mask, leaf, jnp.asarray(new, leaf.dtype))
+        return leaf if mask is None else selected(mask, leaf, jnp.asarray(new, leaf.dtype))
 
     return structure.unflatten([reset(*each) for each in zip(leaves, fresh, owners, strict=True)])

@@ -16,7 +16,7 @@ from jax import lax
 from sparsejax import criteria
 from sparsejax.criteria import Criterion
 from sparsejax.selection import AllBut, Chosen, Count, Request, Scores, count_true, order_key
-from sparsejax.selection.counts import plus
+from sparsejax.selection.counts import minus, plus, scaled
 from sparsejax.selection.keys import highest, magnitude_key
 from sparsejax.selection.lots import lots
 from sparsejax.transforms.core import Leaf
@@ -117,32 +117,41 @@ def drop_and_grow(
     regrow_dropped: bool = True,
     rounding: str = "floor",
     signed: bool = False,
+    prune: bool = False,
 ) -> Rule:
     """Drops the k lowest-scoring active units of each layer and grows k others, inside the groups of the pattern.
 
     k = floor(fraction * n) of the layer's n active units. A dropped unit may grow again (then it keeps its value and
     moments) unless `regrow_dropped` is False; it then comes back only where nothing else is free. Each group keeps as
-    many units as it has; where the kept count also shrinks (a gradual phase), prune with `keep_best` first.
+    many units as it has or, with `prune`, `leaf.keep`: as if `keep_best` with the same criterion had gone before.
 
     Args:
       leaf: with the fraction to move.
       grow, drop: criteria; the largest grow score comes in, the smallest drop score goes out.
       rounding: "floor" or "ceil" of fraction * n.
       signed: whether weights >= 0 and weights < 0 lose their share apart (SET); of pooled units the mean weight counts.
+      prune: whether the kept count shrinks too, along the plan's ramp (GraNet).
     """
-    active = unit_mask(leaf)
+    fraction = leaf.fraction
+    assert fraction is not None, "a rule that drops and grows needs a plan with a rewire phase"
     group = leaf.pattern.group_axes(leaf.weight.shape, leaf.axes)
     layer = leaf.pattern.slice_axes(leaf.weight.shape, leaf.axes)
-    assert leaf.fraction is not None, "a rule that drops and grows needs a plan with a rewire phase"
-    scores, stay = unit_keys(drop, leaf), AllBut(leaf.fraction, rounding)
+    at_once = prune and group == layer and not signed and regrow_dropped  # what is pruned and what drops: one cut
+    if prune and not at_once:
+        leaf = leaf._replace(mask=(yield from keep_best(leaf, drop)))
+    active, scores = unit_mask(leaf), unit_keys(drop, leaf)
+    stay: Count | AllBut = AllBut(fraction, rounding)
+    if at_once:
+        stay = minus(leaf.keep, scaled(leaf.keep, fraction, rounding))
     parts = _signs(leaf, active) if signed else [active]
     stays = yield [Request(among(scores, part), stay, layer, leaf.ties) for part in parts]
     survivors = stays[0].mask if len(stays) == 1 else stays[0].mask | stays[1].mask
-    count: Count = (
-        plus([found for each in stays if (found := each.candidates) is not None])
-        if group == layer
-        else count_true([active], group)[0]
-    )
+    if at_once:
+        count: Count = leaf.keep
+    elif group == layer:
+        count = plus([found for each in stays if (found := each.candidates) is not None])
+    else:
+        count = count_true([active], group)[0]
     wanted = unit_keys(grow, leaf)
     wanted = wanted if regrow_dropped else among(wanted, ~active)
 
