@@ -14,11 +14,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from sparsejax.selection import devices
-from sparsejax.selection.counts import WORD, Count, as_count, as_float, choose, minus, sums, total
+from sparsejax.selection.counts import WORD, Count, as_count, as_float, choose, count_true, minus, sums, total
 from sparsejax.selection.keys import Scores, highest
 from sparsejax.selection.problems import Problems, each_alone, kept_of
 from sparsejax.selection.request import AllBut, Chosen, Request, marked
@@ -91,6 +90,16 @@ def select_each(requests: Sequence[Request]) -> list[Chosen]:
     return chosen
 
 
+def count_kept(mask: jax.Array, axes: tuple[int, ...]) -> Count:
+    """How many are True over `axes` (kept with size 1) of a mask of fewer than counts.WORD entries."""
+    scores = Scores(lambda mask: mask.astype(jnp.uint8), (mask,))
+    request = Request(scores, 0, axes)
+    if not 0 < mask.size < WORD // 2 or not fits(request):
+        return count_true([mask], axes)[0]
+    counts = _reaching(Leaf(request, 0, request.slices), jnp.ones((1, request.slices), jnp.uint8))
+    return as_count(counts.reshape(kept_shape(mask.shape, axes)))
+
+
 def _selected(requests: Sequence[Request]) -> list[Chosen]:
     problems, dtype = each_alone(requests), requests[0].dtype
     begin = list(itertools.accumulate([0, *(request.slices for request in requests)]))
@@ -119,7 +128,7 @@ def _guesses(request: Request, slices: int) -> jax.Array:
     scores, keep = request.scores, request.keep
     stride = -(-math.prod(request.shape) // SAMPLE) | 1
     keys = scores.keys(*lax.optimization_barrier(scores.operands)).reshape(-1)
-    taken = jnp.sort(keys.at[np.arange(stride // 2, keys.size, stride)].get(unique_indices=True))
+    taken = jnp.sort(lax.slice(keys, (stride // 2,), keys.shape, (stride,)))
     if isinstance(keep, AllBut):
         share = (1 - jnp.mean(jnp.asarray(keep.fraction, jnp.float32))) * jnp.mean(taken > 0, dtype=jnp.float32)
     else:

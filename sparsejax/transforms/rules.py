@@ -15,7 +15,8 @@ from jax import lax
 
 from sparsejax import criteria
 from sparsejax.criteria import Criterion
-from sparsejax.selection import AllBut, Chosen, Count, Request, Scores, count_true, order_key
+from sparsejax.selection import AllBut, Chosen, Count, Request, Scores, order_key
+from sparsejax.selection.columns import count_kept
 from sparsejax.selection.counts import minus, plus, scaled
 from sparsejax.selection.keys import highest, magnitude_key
 from sparsejax.selection.lots import lots
@@ -151,7 +152,7 @@ def drop_and_grow(
     elif group == layer:
         count = plus([found for each in stays if (found := each.candidates) is not None])
     else:
-        count = count_true([active], group)[0]
+        count = count_kept(active, group)
     wanted = unit_keys(grow, leaf)
     wanted = wanted if regrow_dropped else among(wanted, ~active)
 
