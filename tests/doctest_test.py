@@ -22,6 +22,7 @@ CORE = [
     "distributions",
     "schedules",
     "flops",
+    "initialization",
     "leaves",
     "state",
     "topology",

@@ -11,7 +11,10 @@ import pytest
 import sparsejax
 
 ROOT = pathlib.Path(sparsejax.__file__).parent
-BLOCKED = ["flax", "ml_collections", "orbax", "equinox", "sklearn", "matplotlib", "rich", "absl"]
+BLOCKED = [
+    *("flax", "ml_collections", "orbax", "equinox", "sklearn", "matplotlib", "rich", "absl"),
+    *("grain", "PIL", "tokenizers", "safetensors"),
+]
 FORBIDDEN = {*BLOCKED, "numpy.random", "random", "tensorflow", "torch", "pickle"}
 
 # Each part of the core with the parts of sparsejax that it may import.
@@ -28,6 +31,7 @@ CORE = {
     "distributions": {"leaves"},
     "jaxpr_walk": {"leaves"},
     "flops": {"leaves", "masks", "jaxpr_walk"},
+    "initialization": {"leaves", "masks"},
     "topology": {"leaves", "masks", "state"},
     "transforms": {
         *(

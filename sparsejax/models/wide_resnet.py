@@ -1,0 +1,115 @@
+"""Wide residual networks."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from sparsejax.models.layers import as_images, batch_norm, conv, head
+
+
+class WideBlock(nn.Module):
+    """Norm and ReLU before each of two 3x3 convolutions; a 1x1 convolution as shortcut where the width changes.
+
+    Params: `norm1/...`, `conv1/kernel`, `norm2/...`, `conv2/kernel`, and perhaps `shortcut/kernel`.
+    """
+
+    width: int
+    stride: int
+    dropout: float
+    initializer: str
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """Images (B, H / stride, W / stride, width)."""
+        options: dict[str, Any] = {"init": self.initializer, "dtype": self.dtype}
+        y = nn.relu(batch_norm(train, self.dtype, "norm1")(x))
+        if x.shape[-1] != self.width:
+            x = conv(self.width, 1, self.stride, name="shortcut", **options)(y)
+        y = conv(self.width, 3, self.stride, name="conv1", **options)(y)
+        y = nn.relu(batch_norm(train, self.dtype, "norm2")(y))
+        y = nn.Dropout(self.dropout, deterministic=not train)(y) if self.dropout else y
+        return x + conv(self.width, 3, name="conv2", **options)(y)
+
+
+class WideResNet(nn.Module):
+    """Wide ResNet (pre-activation) for CIFAR: a stem of 16 channels, three stages of widths 16 k, 32 k and 64 k.
+
+    Params: `stem/kernel`, `stage1_block1/conv1/kernel`, ..., `head_norm/...`, `head/kernel`, `head/bias`. Kernels start
+    from N(0, 2 / fan_in), the head's too, as in the official PyTorch code.
+
+    Attributes:
+      classes: number of outputs.
+      depth: number of convolutions in depth, 6 n + 4 for n blocks a stage.
+      width: widening factor k.
+      dropout: rate between the two convolutions of a block, in training (rng "dropout").
+      initializer: of the kernels, see `layers.initializer`; biases start at 0.
+      dtype: of activations; the head is float32.
+
+    Source: Zagoruyko & Komodakis, Wide Residual Networks (2016).
+    """
+
+    classes: int
+    depth: int = 22
+    width: int = 2
+    dropout: float = 0.0
+    initializer: str = "kaiming_fan_in"
+    dtype: Any = "float32"
+
+    @nn.compact
+    def __call__(self, x_BxHxWxC: jax.Array, *, train: bool = False) -> jax.Array:
+        """Logits (B, classes) of images (B, H, W, C) or (B, H, W)."""
+        x = as_images(x_BxHxWxC, self.dtype)
+        x = conv(16, 3, init=self.initializer, dtype=self.dtype, name="stem")(x)
+        for stage in range(3):
+            for index in range((self.depth - 4) // 6):
+                stride = 2 if stage and not index else 1
+                width, name = 16 * self.width * 2**stage, f"stage{stage + 1}_block{index + 1}"
+                x = WideBlock(width, stride, self.dropout, self.initializer, self.dtype, name=name)(x, train)
+        x = nn.relu(batch_norm(train, self.dtype, "head_norm")(x))
+        return head(x.mean((1, 2)), self.classes, self.initializer)
+
+
+def wrn(
+    classes: int,
+    *,
+    depth: int = 22,
+    width: int = 2,
+    dropout: float = 0.0,
+    initializer: str = "kaiming_fan_in",
+    dtype: Any = "float32",
+) -> WideResNet:
+    """Wide ResNet for CIFAR of any depth 6 n + 4 and widening factor; see `WideResNet`.
+
+    Raises:
+      ValueError: the depth is not 6 n + 4.
+
+    Example:
+      >>> wrn(10, depth=40, width=4).depth
+      40
+    """
+    if depth < 10 or depth % 6 != 4:
+        raise ValueError(f"depth: {depth} is not 10, 16, 22, 28, ... (6 n + 4)")
+    return WideResNet(classes, depth, width, dropout, initializer, dtype)
+
+
+def wrn22_2(
+    classes: int, *, dropout: float = 0.0, initializer: str = "kaiming_fan_in", dtype: Any = "float32"
+) -> WideResNet:
+    """WRN-22-2 for CIFAR, the network of RigL's CIFAR-10 table."""
+    return wrn(classes, depth=22, width=2, dropout=dropout, initializer=initializer, dtype=dtype)
+
+
+def wrn28_10(
+    classes: int, *, dropout: float = 0.0, initializer: str = "kaiming_fan_in", dtype: Any = "float32"
+) -> WideResNet:
+    """WRN-28-10 for CIFAR."""
+    return wrn(classes, depth=28, width=10, dropout=dropout, initializer=initializer, dtype=dtype)
+
+
+def wrn16_8(
+    classes: int, *, dropout: float = 0.0, initializer: str = "kaiming_fan_in", dtype: Any = "float32"
+) -> WideResNet:
+    """WRN-16-8 for CIFAR, one of SNIP's networks."""
+    return wrn(classes, depth=16, width=8, dropout=dropout, initializer=initializer, dtype=dtype)
