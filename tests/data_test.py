@@ -1,12 +1,14 @@
 """Data sets: the split of digits, MNIST's IDX files, and what damaged files lead to."""
 
+import ast
 import gzip
 import os
-import struct
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from data_files import idx_bytes, write_mnist
 from sklearn.datasets import load_digits
 
 from sparsejax.data import DATASETS, digits, mnist
@@ -14,25 +16,6 @@ from sparsejax.data.idx import read_idx
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("SPARSEJAX_DATA", ROOT.parent / "shared" / "data"))
-
-
-def idx_bytes(array):
-    """The oracle: an IDX file written by the format's description."""
-    shape = b"".join(struct.pack(">I", size) for size in array.shape)
-    return bytes((0, 0, 8, array.ndim)) + shape + array.astype(np.uint8).tobytes()
-
-
-def write_mnist(folder, images=20, tests=7, zipped=False):
-    """Four small files in MNIST's layout; returns the arrays by file name."""
-    rng = np.random.default_rng(0)
-    arrays = {}
-    for name, count in (("train", images), ("t10k", tests)):
-        arrays[f"{name}-images-idx3-ubyte"] = rng.integers(0, 256, (count, 4, 5), dtype=np.uint8)
-        arrays[f"{name}-labels-idx1-ubyte"] = rng.integers(0, 10, count, dtype=np.uint8)
-    for name, array in arrays.items():
-        data = idx_bytes(array)
-        (folder / (name + ".gz" * zipped)).write_bytes(gzip.compress(data) if zipped else data)
-    return arrays
 
 
 def test_digits_split_is_a_partition_of_the_source():
@@ -160,6 +143,16 @@ def test_fuzzed_idx_gives_the_array_or_one_line(tmp_path, zipped):
         else:
             assert got.dtype == np.uint8 and got.ndim == 3
     assert raised > 200
+
+
+def test_the_package_imports_only_what_is_fast():
+    """Reading images, training a BPE and the like are imported where they are used."""
+    for path in (ROOT / "sparsejax" / "data").glob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = [node.module] if isinstance(node, ast.ImportFrom) else [name.name for name in node.names]
+                first = {name.split(".")[0] for name in names}
+                assert first <= {"jax", "numpy", "sparsejax", *sys.stdlib_module_names}, path
 
 
 def test_every_data_set_says_what_it_is():
