@@ -2,6 +2,8 @@
 
     sparsejax train  --config FILE[:arg] --workdir DIR [--profile] [--config.field=value ...]
     sparsejax sweep  --config FILE[:arg] --out DIR [--workers N] [--profile] [--config.field=value ...]
+    sparsejax sample --workdir DIR --prompt TEXT
+    sparsejax predict --workdir DIR FILE...
     sparsejax list
     sparsejax report PATH
 
@@ -70,6 +72,17 @@ def _parsers() -> tuple[_Parser, dict[str, tuple[_Parser, list[str]]]]:
     )
     for sub in (train, sweep):
         flag(sub, "--profile", action="store_true", help="show where the time went, and write it to profile.json")
+    sample = command("sample", "go on with a text, by the language model of a run")
+    flag(sample, "--workdir", required=True, type=Path, metavar="DIR", help="the run's directory")
+    flag(sample, "--prompt", default="\n", metavar="TEXT", help="the text to go on from (default: a new line)")
+    flag(sample, "--tokens", type=_positive, default=200, metavar="N", help="how many tokens to add (default 200)")
+    flag(sample, "--temperature", type=_amount, default=1.0, metavar="T", help="0: the likeliest token (default 1)")
+    flag(sample, "--top-k", type=_count, default=0, metavar="K", help="draw from the K likeliest (default 0: from all)")
+    flag(sample, "--seed", type=_count, default=0, metavar="N", help="of the draws (default 0)")
+    flag(sample, "--trained-seed", type=_count, metavar="N", help="which seed of the run (default: its first)")
+    predict = command("predict", "say the class of images, by the classifier of a run (the mean over its seeds)")
+    flag(predict, "--workdir", required=True, type=Path, metavar="DIR", help="the run's directory")
+    predict.add_argument("files", type=Path, nargs="+", metavar="FILE", help="an image, or .npy of the data's shape")
     command("list", "name the methods, data sets and models")
     report = command("report", "rebuild table and plots of a run, a sweep or speed results from what is on disk")
     report.add_argument("path", type=Path, metavar="PATH", help="a run, a sweep, or results of experiments/speed")
@@ -82,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments, overrides = _parse(list(sys.argv[1:] if argv is None else argv))
         quiet()
-        directory = getattr(arguments, "workdir", None) or getattr(arguments, "out", None)
+        directory = _own_directory(arguments)
         return _run(arguments, overrides, Console(highlight=False))
     except InputError as error:
         complain(str(error))
@@ -94,6 +107,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         report_crash(error, directory)
         return 1
+
+
+def _own_directory(arguments: argparse.Namespace) -> Path | None:
+    """Where a command writes, and so where its log belongs."""
+    if arguments.command in ("sample", "predict"):  # these only read the run
+        return None
+    return getattr(arguments, "workdir", None) or getattr(arguments, "out", None)
 
 
 def _parse(argv: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
@@ -143,6 +163,15 @@ def _run(arguments: argparse.Namespace, overrides: dict[str, str], console: Cons
         from sparsejax.launch.sweep import run_sweep
 
         return run_sweep(arguments.config, overrides, arguments.out, arguments.workers, console, arguments.profile)
+    if arguments.command == "sample":
+        from sparsejax.launch.sample import Wanted, run_sample
+
+        wanted = Wanted(**{field: getattr(arguments, field) for field in Wanted._fields})
+        return run_sample(arguments.workdir, wanted, console)
+    if arguments.command == "predict":
+        from sparsejax.launch.predict import run_predict
+
+        return run_predict(arguments.workdir, arguments.files, console)
     if arguments.command == "report":
         from sparsejax.report.write import report
 
@@ -159,6 +188,23 @@ def _count(text: str) -> int:
     value = int(text) if text.isdecimal() else -1
     if value < 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not an integer >= 0")
+    return value
+
+
+def _positive(text: str) -> int:
+    value = _count(text)
+    if not value:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer >= 1")
+    return value
+
+
+def _amount(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number >= 0")
     return value
 
 

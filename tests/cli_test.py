@@ -93,6 +93,10 @@ MISTAKES = [
     (train("--config.model_args.featurs=(3,)"), ["model_args", "featurs", "'features'"]),
     (train("--config.model_args.features=a,b"), ["features", "'a,b'", "a list"]),
     (train("--config.method_args.drop_fracton=0.1"), ["drop_fracton", "'drop_fraction'"]),
+    (train("--config.mesh.dta=2"), ["mesh", "'dta'", "'data'"]),
+    (train("--config.log=tensorbord"), ["log", "tensorbord", "'tensorboard'"]),
+    (train("--config.schedule_args.milestons=(1,)"), ["milestons", "'milestones'"]),
+    (train("--config.betas=fast"), ["betas", "'fast'", "two numbers"]),
     # names
     (train("--config.method=rigel"), ["method", "'rigel'", "'rigl'", "gmp"]),
     (train("--config.dataset=digit"), ["dataset", "'digit'", "'digits'", "mnist"]),
@@ -147,6 +151,12 @@ def test_a_sweep_reads_the_data_before_it_writes(here, capsys):
         ("0.25", "method_args.drop_fraction", 0.25),
         ("nm(2, 4)", "method_args.pattern", "nm(2, 4)"),
         ("erk", "method_args.distribution", "erk"),
+        ("-1", "mesh.data", -1),
+        ("0.9,0.95", "betas", (0.9, 0.95)),
+        ("0.95", "momentum", 0.95),
+        ("tensorboard,wandb", "log", ["tensorboard", "wandb"]),
+        ("['wandb']", "log", ["wandb"]),
+        ("0.5,0.75", "schedule_args.milestones", (0.5, 0.75)),
     ],
 )
 def test_overrides_take_the_type_of_their_field(here, text, field, value):

@@ -11,6 +11,7 @@ from rich.console import Console
 from scipy.special import stdtrit
 
 from sparsejax import cli
+from sparsejax.launch.progress import brief, score
 from sparsejax.report import collect, plots, tables
 from sparsejax.report.statistics import mean_and_interval, t_quantile
 
@@ -112,7 +113,7 @@ def test_seeds_in_separate_trials_are_one_row(tmp_path):
         overrides = {"method": "set", "sparsity": 0.9, "seeds": [seed]}
         trials.append(write_run(tmp_path / f"trials/s{seed}", "set", 0.9, [accuracy], overrides=overrides))
     (row,) = collect.rows(collect.read_sweep(write_sweep(tmp_path, trials)))
-    assert row.accuracy == [0.9, 0.92]
+    assert row.scores == [0.9, 0.92]
     assert row.seconds == 5.0
 
 
@@ -209,6 +210,37 @@ def test_plots_of_many_shapes(tmp_path, seeds, sparsities):
     assert plots.layers(rows, tmp_path / "layers.png")
     assert plots.churn(runs, tmp_path / "churn.png")
     assert_picture(tmp_path / "accuracy.png")
+
+
+def test_language_models_are_judged_by_their_loss(tmp_path, capsys):
+    """Beside classifiers: a column and a picture of their own, in nats and not in %."""
+    trials = [write_run(tmp_path / "trials/set-0.9", "set", 0.9, [0.9, 0.92])]
+    for method, sparsity, losses in (("dense", 0.0, [1.5, 1.52]), ("gmp", 0.8, [1.61, 1.63])):
+        path = tmp_path / f"trials/{method}"
+        entry = write_run(path, method, sparsity, losses, overrides={"method": method, "sparsity": sparsity})
+        result = json.loads((path / "result.json").read_text()) | {"task": "language", "metric": "loss", "loss": losses}
+        del result["accuracy"]
+        (path / "result.json").write_text(json.dumps(result))
+        records = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+        for record in records:
+            if record.pop("accuracy", None):
+                record["perplexity"] = [math.exp(value) for value in record["loss"]]
+        (path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        trials.append(entry)
+    rows = collect.rows(collect.read_sweep(write_sweep(tmp_path, trials)))
+    dense, _, gmp = (tables.cells(row) for row in rows)
+    assert (dense["validation loss"], dense["test accuracy"]) == ("1.5100", "")
+    assert (gmp["validation loss"], gmp["range"]) == ("1.6200", "1.6100..1.6300")
+    assert "validation loss: lower is better" in tables.text_table(rows)
+    assert "validation" not in tables.text_table(rows[1:2]) and "accuracy" not in tables.text_table(rows[::2])
+    assert cli.main(["report", str(tmp_path)]) == 0
+    assert_picture(tmp_path / "loss.png")
+    assert_picture(tmp_path / "accuracy.png")
+    assert cli.main(["report", str(tmp_path / "trials/gmp")]) == 0
+    assert "1.6200" in capsys.readouterr().out
+    assert_picture(tmp_path / "trials/gmp/curves.png")
+    assert score(result) == "validation loss 1.6200 (1.6100..1.6300, 2 seeds)"
+    assert brief({"loss": [1.0], "validation loss": [1.5, 1.7]}) == "loss 1, validation loss 1.6000"
 
 
 def test_a_directory_that_is_neither_is_refused(tmp_path, capsys):

@@ -14,13 +14,14 @@ import numpy as np
 import optax
 import pytest
 
-from sparsejax.data import digits
+from sparsejax.data import Dataset, digits
 from sparsejax.masks import get_masks
 from sparsejax.models import MLP
 from sparsejax.training import (
     ConfigError,
     NonFiniteLoss,
     Preempted,
+    classification,
     default_config,
     loop,
     programs,
@@ -30,10 +31,11 @@ from sparsejax.training import (
 )  # fmt: skip
 from sparsejax.training.checkpoint import Checkpoints
 from sparsejax.training.evaluation import make_evaluate, make_test_set
-from sparsejax.training.methods import METHODS, make_optimizer, make_schedule, make_transform
+from sparsejax.training.methods import METHODS, make_optimizer, make_transform
 from sparsejax.training.metrics import MetricsWriter, read_metrics
 from sparsejax.training.order import epoch_order
 from sparsejax.training.programs import get_programs
+from sparsejax.training.schedules import make_schedule
 from sparsejax.training.trial import Grid, prepare
 
 SMALL = {
@@ -358,8 +360,8 @@ def test_nothing_is_read_back_before_the_next_chunk_is_under_way(tmp_path, monke
     trial = prepare(resolve(small("rigl", checkpoint_every_epochs=3, eval_every_epochs=6)))
     events, reports = [], {}
 
-    def chunk(rates, state, x, y, order, steps):
-        state, report = trial.programs.chunk(rates, state, x, y, order, steps)
+    def chunk(*arguments):
+        state, report = trial.programs.chunk(*arguments)
         reports[id(report)] = report  # kept, so that no other report gets this id
         events.append(("chunk", id(report)))
         return state, report
@@ -415,7 +417,9 @@ def test_evaluation_counts_every_example_once(size):
     init = lambda seed: model.init(jax.random.key(seed), jnp.zeros((1, 3, 2)))["params"]
     params = jax.vmap(init)(jnp.arange(3))
     test = make_test_set(x, y)
-    loss, right = make_evaluate(model, lambda x: x / jnp.float32(255))(params, test.x, test.y, test.real)
+    task = classification.task(resolve({}), Dataset(x, y, x, y, classes=4, offset=0.0, scale=1 / 255))
+    sums = make_evaluate(model, task)(params, {}, test.x, test.y, test.real)
+    loss, right = sums["loss"], sums["right"]
     assert test.size == size and int(test.real.sum()) == size
     on_host = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
     for seed in range(3):

@@ -18,6 +18,7 @@ from sparsejax.launch import hyper
 
 # Fields that take one of two types (`seeds`: how many, or which); every other field keeps the type it has.
 TWO_TYPES = {"seeds": (int, tuple)}
+_OPEN = ("data", "mesh", "distill")  # beside *_args
 _WORDS = {
     bool: "true or false",
     int: "an integer",
@@ -155,7 +156,8 @@ def apply(config: ConfigDict, overrides: Mapping[str, Any], *, prefix: str = "--
     Args:
       config: changed in place, also where it is locked.
       overrides: dotted field -> text or value. New names are taken only in dicts of arguments (`*_args`,
-        `data`), since what they may hold depends on the method, model and data set, and is checked with them.
+        `data`, `mesh`, `distill`), since what they may hold depends on the method, model and data
+        set, and is checked with them.
       prefix: put before the field in error messages.
 
     Raises:
@@ -168,7 +170,7 @@ def apply(config: ConfigDict, overrides: Mapping[str, Any], *, prefix: str = "--
             node, seen = _known(node, name, prefix, seen), f"{seen}{name}."
             if not isinstance(node, ConfigDict):
                 raise InputError(f"{prefix}{key}: {seen[:-1]} is {node!r} and has no fields of its own")
-        open_dict = bool(parents) and (parents[-1].endswith("_args") or parents[-1] == "data")
+        open_dict = bool(parents) and (parents[-1].endswith("_args") or parents[-1] in _OPEN)
         if last in node or not open_dict:
             value = _converted(_known(node, last, prefix, seen), node.get_type(last), value, f"{prefix}{key}", last)
         elif isinstance(value, str):
@@ -196,6 +198,8 @@ def _converted(old: Any, kind: type, value: Any, flag: str, name: str) -> Any:
             return _as_type(wanted, value)
         except (ValueError, SyntaxError, TypeError, KeyError):
             continue
+    if kind is list and isinstance(value, str) and all(isinstance(member, str) for member in old):
+        return [word.strip() for word in value.strip("[]").split(",") if word.strip()]
     words = " or ".join(_WORDS.get(wanted, wanted.__name__) for wanted in kinds)
     raise InputError(f"{flag}: {value!r} is not {words} (the config has {old!r})")
 

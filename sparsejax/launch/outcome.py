@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsejax.files import read_json, write_json
-from sparsejax.launch.progress import Display, duration
+from sparsejax.launch.progress import Display, duration, score
 from sparsejax.report import collect
 
 
@@ -36,9 +36,7 @@ def succeeded(out: Path, name: str, display: Display) -> None:
     (run_dir(out, name) / "failed.json").unlink(missing_ok=True)
     collect.write_sweep_metrics(out)
     result = result_of(out, name) or {}
-    accuracy = result.get("accuracy") or [float("nan")]
-    percent = 100 * sum(accuracy) / len(accuracy)
-    display.finish(name, f"accuracy {percent:.2f} % in {duration(result.get('seconds', 0))}")
+    display.finish(name, f"{score(result).partition(' (')[0]} in {duration(result.get('seconds', 0))}")
 
 
 def failed(out: Path, name: str, how: str, attempts: int, reason: str, display: Display) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -21,14 +22,29 @@ def duration(seconds: float) -> str:
 
 
 def brief(metrics: Mapping[str, Any] | None) -> str:
-    """The newest loss and accuracy, as means over the seeds: `loss 0.123, accuracy 97.2 %`."""
+    """The newest loss and score, as means over the seeds: `loss 0.123, accuracy 97.2 %`."""
     parts = []
-    for name, form in (("loss", "loss {:.4g}"), ("accuracy", "accuracy {:.2%}")):
+    forms = (("loss", "loss {:.4g}"), ("accuracy", "accuracy {:.2%}"), ("validation loss", "validation loss {:.4f}"))
+    for name, form in forms:
         values = (metrics or {}).get(name)
         values = values if isinstance(values, list | tuple) else [] if values is None else [values]
         if values:
             parts.append(form.format(sum(map(float, values)) / len(values)).replace("%", " %"))
     return ", ".join(parts)
+
+
+def score(result: Mapping[str, Any]) -> str:
+    """What a finished run is judged by: `accuracy 97.22 % (96.94..97.50, 3 seeds)`, or the loss of a language model."""
+    accuracy = result.get("metric", "accuracy") == "accuracy"
+    values = [
+        (100 if accuracy else 1) * value for value in result.get("accuracy" if accuracy else "loss") or [math.nan]
+    ]
+    form = "{:.2f}" if accuracy else "{:.4f}"
+    text = f"{'accuracy' if accuracy else 'validation loss'} {form.format(sum(values) / len(values))}"
+    text += " %" if accuracy else ""
+    if len(values) == 1:
+        return text
+    return f"{text} ({form.format(min(values))}..{form.format(max(values))}, {len(values)} seeds)"
 
 
 class Display:

@@ -16,7 +16,7 @@ from sparsejax.files import read_json
 from sparsejax.launch import config as configs
 from sparsejax.launch.config import InputError
 from sparsejax.launch.local import PROGRESS_FD
-from sparsejax.launch.progress import brief, duration
+from sparsejax.launch.progress import brief, duration, score
 from sparsejax.launch.signals import Stops
 from sparsejax.launch.terminal import complain, say
 
@@ -72,12 +72,9 @@ def run_train(spec: str, overrides: Mapping[str, str], workdir: Path, console: C
 
 def summary(result: Mapping[str, Any]) -> str:
     """`accuracy 97.22 % (96.94..97.50, 3 seeds), 2.0 % of 266,200 weights kept, 12 s`."""
-    values = [100 * value for value in result["accuracy"]]
-    seeds = f" ({min(values):.2f}..{max(values):.2f}, {len(values)} seeds)" if len(values) > 1 else ""
     kept = result["weights_kept"]
     share = 100 * sum(kept) / len(kept) / max(result["weights"], 1)
-    parts = [f"accuracy {sum(values) / len(values):.2f} %{seeds}"]
-    parts.append(f"{share:.1f} % of {result['weights']:,} weights kept")
+    parts = [score(result), f"{share:.1f} % of {result['weights']:,} weights kept"]
     return ", ".join([*parts, duration(result.get("seconds", 0))])
 
 

@@ -146,9 +146,11 @@ def _check_out(out: Path) -> None:
 
 def _check_unchanged(out: Path, plan: Sequence[Trial]) -> None:
     """What is on disk under a trial's name must be that trial."""
+    from sparsejax.training.run_dir import completed  # here: it brings jax
+
     for trial in plan:
         old = read_json(outcome.run_dir(out, trial.name) / "config.json")
-        changed = trials.difference(old, trial.config) if isinstance(old, dict) else ""
+        changed = trials.difference(completed(old), completed(trial.config)) if isinstance(old, dict) else ""
         if changed:
             raise InputError(f"--out: trial {trial.name} in {out} has another config: {changed}; choose another --out")
 

@@ -40,7 +40,8 @@ class Row(NamedTuple):
       method: name of the method.
       sparsity: fraction of zeros; 0 for dense.
       setting: other fields that the sweep varied, as "field=value, ..."; empty if there are none.
-      accuracy: fractions, one for each seed.
+      metric: what `scores` are: "accuracy" (fractions; higher is better) or "loss" (lower is better).
+      scores: on the test set, one for each seed.
       weights_kept: one for each seed.
       weights: how many there are.
       density: layer -> fractions, one for each seed.
@@ -51,7 +52,8 @@ class Row(NamedTuple):
     method: str
     sparsity: float
     setting: str
-    accuracy: list[float]
+    metric: str
+    scores: list[float]
     weights_kept: list[float]
     weights: int
     density: dict[str, list[float]]
@@ -151,12 +153,14 @@ def _row(method: str, sparsity: float, setting: str, results: Sequence[Mapping[s
     def joined(field: str) -> list[float]:
         return [value for result in results for value in result.get(field) or []]
 
+    metric = str(results[0].get("metric") or "accuracy")
     layers = dict.fromkeys(layer for result in results for layer in result.get("density") or {})
     return Row(
         method,
         sparsity,
         setting,
-        joined("accuracy"),
+        metric,
+        joined(metric),
         joined("weights_kept"),
         int(results[0].get("weights") or 0),
         {layer: [v for r in results for v in (r.get("density") or {}).get(layer) or []] for layer in layers},

@@ -1,4 +1,4 @@
-"""The picture of one run: loss and accuracy over its epochs."""
+"""The picture of one run: loss and accuracy, or perplexity, over its epochs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sparsejax.report.collect import Run
 
 
 def curves(run: Run, path: Path, subject: str = "") -> bool:
-    """Loss and test accuracy of one run over its epochs; mean and range over the seeds.
+    """Loss and test accuracy (of a language model: perplexity) over the epochs; mean and range over the seeds.
 
     Returns:
       whether there was anything to draw.
@@ -21,7 +21,8 @@ def curves(run: Run, path: Path, subject: str = "") -> bool:
     train = _over_epochs(run, "train", "loss")
     test = _over_epochs(run, "eval", "loss")
     right = _over_epochs(run, "eval", "accuracy")
-    if not train and not right:
+    perplexity = {} if right else _over_epochs(run, "eval", "perplexity")
+    if not train and not test:
         return False
     with style.figure(path, 9.6, 3.9, f"Training{subject}") as fig:
         left, other = style.panels(fig, 2)
@@ -31,9 +32,13 @@ def curves(run: Run, path: Path, subject: str = "") -> bool:
         left.set_yscale("log")
         style.log_axis(left.yaxis, *left.get_ylim(), lambda y: f"{y:.3g}")
         left.legend(loc="upper right")
-        _band(other, {x: [100 * v for v in values] for x, values in right.items()}, "#0072B2", "test accuracy")
-        other.set_title("test accuracy", loc="left")
-        other.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g} %"))
+        if perplexity:
+            _band(other, perplexity, "#0072B2", "perplexity")
+            other.set_title("validation perplexity (lower is better)", loc="left")
+        else:
+            _band(other, {x: [100 * v for v in values] for x, values in right.items()}, "#0072B2", "test accuracy")
+            other.set_title("test accuracy", loc="left")
+            other.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g} %"))
         for ax in (left, other):
             ax.set_xlabel("epoch")
     return True

@@ -1,4 +1,4 @@
-"""The pictures of a sweep: accuracy over sparsity, the layers' densities, what the masks do over time."""
+"""The pictures of a sweep: accuracy or loss over sparsity, the layers' densities, what the masks do over time."""
 
 from __future__ import annotations
 
@@ -45,22 +45,51 @@ def accuracy(rows: Sequence[Row], path: Path, subject: str = "") -> bool:
     Returns:
       whether there was anything to draw.
     """
-    rows = [row for row in rows if row.accuracy and all(map(math.isfinite, row.accuracy))]
-    series = list(dict.fromkeys(row.series for row in rows))
-    sparse = [row for row in rows if row.sparsity > 0]
-    if not sparse:
+    rows = _judged_by(rows, "accuracy")
+    errors = [1 - value for row in rows for value in row.scores]
+    if not errors:
         return False
-    look = style.looks(series)
-    errors = [1 - value for row in rows for value in row.accuracy]
     floor = max(min((e for e in errors if e > 0), default=1e-3) / 2, 1e-5)
     wide = max(errors) / max(min(errors), floor) > _WIDE
 
     def spaced(value: float) -> float:
         return -math.log10(min(max(1 - value, floor), 1.0)) if wide else 100 * value
 
-    with style.figure(path, 7.4, 4.8, f"Test accuracy over sparsity{subject}") as fig:
+    label = f"test accuracy{' (spaced by log error)' if wide else ''}"
+    limits = lambda ax: _accuracy_limits(ax, [spaced(1 - e) for e in errors], wide)
+    return _over_sparsity(rows, path, f"Test accuracy over sparsity{subject}", label, spaced, limits)
+
+
+def loss(rows: Sequence[Row], path: Path, subject: str = "") -> bool:
+    """Validation loss of language models over sparsity, drawn as `accuracy` is; lower is better.
+
+    Returns:
+      whether there was anything to draw.
+    """
+    rows = _judged_by(rows, "loss")
+    values = [value for row in rows for value in row.scores]
+    if not values:
+        return False
+    pad = max(0.07 * (max(values) - min(values)), 1e-3 * max(values))
+    limits = lambda ax: ax.set_ylim(min(values) - pad, max(values) + pad)
+    title = f"Validation loss over sparsity{subject}"
+    return _over_sparsity(rows, path, title, "validation loss (lower is better)", lambda value: value, limits)
+
+
+def _judged_by(rows: Sequence[Row], metric: str) -> list[Row]:
+    return [row for row in rows if row.metric == metric and row.scores and all(map(math.isfinite, row.scores))]
+
+
+def _over_sparsity(rows: Sequence[Row], path: Path, title: str, label: str, spaced, limits) -> bool:
+    """A line for each method; `spaced` places a score on the axis, `limits(ax)` sets that up."""
+    series = list(dict.fromkeys(row.series for row in rows))
+    sparse = [row for row in rows if row.sparsity > 0]
+    if not sparse:
+        return False
+    look = style.looks(series)
+    with style.figure(path, 7.4, 4.8, title) as fig:
         ax = fig.subplots()
-        _accuracy_limits(ax, [spaced(1 - e) for e in errors], wide)
+        limits(ax)
         xs = [_log_density(row.sparsity) for row in sparse]
         pad = max(0.06 * (max(xs) - min(xs)), 0.05)
         ax.set_xlim(min(xs) - pad, max(xs) + pad)
@@ -68,16 +97,16 @@ def accuracy(rows: Sequence[Row], path: Path, subject: str = "") -> bool:
         for name in series:
             members = [row for row in rows if row.series == name]
             _one_series(ax, members, look[name], spaced)
-            ends.append((name, spaced(mean_and_interval(members[-1].accuracy)[0]), look[name].color))
+            ends.append((name, spaced(mean_and_interval(members[-1].scores)[0]), look[name].color))
         ticks = sorted({row.sparsity for row in sparse})
         ax.set_xticks([_log_density(s) for s in ticks], [percent(s) for s in ticks])
         ax.set_xlabel("sparsity (spaced by log density)")
-        ax.set_ylabel(f"test accuracy{' (spaced by log error)' if wide else ''}")
+        ax.set_ylabel(label)
         if len(ends) <= _DIRECT:
             style.label_ends(ax, ends)
         else:
             style.legend_beside(fig, [ax], series)
-        if any(len(row.accuracy) > 1 for row in rows):
+        if any(len(row.scores) > 1 for row in rows):
             ax.set_title("mean, 95 % confidence band and every seed", loc="left", color="#555555")
     return True
 
@@ -89,7 +118,7 @@ def _log_density(sparsity: float) -> float:
 def _one_series(ax: Axes, rows: Sequence[Row], look: style.Look, spaced) -> None:
     means, lows, highs = [], [], []
     for row in rows:
-        mean, half = mean_and_interval(row.accuracy)
+        mean, half = mean_and_interval(row.scores)
         means.append(spaced(mean))
         lows.append(spaced(mean - (half or 0)))
         highs.append(spaced(mean + (half or 0)))
@@ -105,7 +134,7 @@ def _one_series(ax: Axes, rows: Sequence[Row], look: style.Look, spaced) -> None
     else:  # a band between two points would say more than was measured
         ax.vlines(xs, lows, highs, color=look.color, lw=6, alpha=0.2)
     for x, row in zip(xs, rows):
-        values = [spaced(value) for value in row.accuracy]
+        values = [spaced(value) for value in row.scores]
         ax.plot([x] * len(values), values, ls="", marker="o", ms=3, color=look.color, alpha=0.45, mew=0)
     ax.plot(xs, means, color=look.color, marker=look.marker, mec="white", mew=0.8, label=rows[0].series)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rich import box
 from rich.console import Console
@@ -14,7 +14,7 @@ from sparsejax.report.collect import Row
 from sparsejax.report.statistics import mean_and_interval
 
 _HEADS = (
-    "method", "setting", "sparsity", "test accuracy", "range", "95 % CI", "weights kept", "kept",
+    "method", "setting", "sparsity", "test accuracy", "validation loss", "range", "95 % CI", "weights kept", "kept",
     "inference FLOPs", "training FLOPs", "seconds",
 )  # fmt: skip
 _LEFT = ("method", "setting")
@@ -28,15 +28,17 @@ def percent(fraction: float) -> str:
 
 def cells(row: Row) -> dict[str, str]:
     """The texts of one row, by column."""
-    mean, half = mean_and_interval(row.accuracy)
+    mean, half = mean_and_interval(row.scores)
+    accuracy, number = row.metric == "accuracy", _number(row)
     kept = sum(row.weights_kept) / len(row.weights_kept) if row.weights_kept else math.nan
     return {
         "method": row.method,
         "setting": row.setting,
         "sparsity": percent(row.sparsity) if row.sparsity else "-",
-        "test accuracy": f"{100 * mean:.2f}",
-        "range": f"{100 * min(row.accuracy):.2f}..{100 * max(row.accuracy):.2f}" if len(row.accuracy) > 1 else "",
-        "95 % CI": "" if half is None else f"± {100 * half:.2f}",
+        "test accuracy": number(mean) if accuracy else "",
+        "validation loss": "" if accuracy else number(mean),
+        "range": f"{number(min(row.scores))}..{number(max(row.scores))}" if len(row.scores) > 1 else "",
+        "95 % CI": "" if half is None else f"± {number(half)}",
         "weights kept": f"{kept:,.0f}",
         "kept": f"{100 * kept / row.weights:.1f} %" if row.weights else "",
         "inference FLOPs": _ratio(row.inference_flops),
@@ -56,7 +58,7 @@ def terminal_table(rows: Sequence[Row]) -> Table:
         last = index + 1 == len(rows) or rows[index + 1].series != row.series
         texts = cells(row)
         table.add_row(*(texts[head] for head in heads), end_section=last and len(rows) > 6)
-    table.caption = f"accuracy in %, {_seeds(rows)}; FLOPs relative to dense"
+    table.caption = f"{_legend(rows)}, {_seeds(rows)}; FLOPs relative to dense"
     table.caption_justify = "left"
     return table
 
@@ -77,30 +79,43 @@ def text_table(rows: Sequence[Row]) -> str:
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
-    """The same as Markdown, with the 95 % interval (Student's t over the seeds) and every seed's accuracy."""
+    """The same as Markdown, with the 95 % interval (Student's t over the seeds) and every seed's score."""
     heads = _columns(rows)
     lines = [[*heads, "every seed"]]
     lines.append([":--" if head in _LEFT else "--:" for head in heads] + [":--"])
     for row in rows:
         texts = cells(row)
-        seeds = " ".join(f"{100 * value:.2f}" for value in row.accuracy)
+        seeds = " ".join(map(_number(row), row.scores))
         lines.append([texts[head].replace("|", "\\|") for head in heads] + [seeds])
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    note = f"{_seeds(rows)}; accuracy in %; 95 % CI of its mean: Student's t; FLOPs relative to dense."
+    note = f"{_seeds(rows)}; {_legend(rows)}; 95 % CI of its mean: Student's t; FLOPs relative to dense."
     return f"{table}\n\n{note}\n"
 
 
 def _columns(rows: Sequence[Row]) -> list[str]:
     """Leaves out what says nothing here."""
     out = [head for head in _HEADS if head != "setting" or any(row.setting for row in rows)]
-    if all(len(row.accuracy) < 2 for row in rows):
+    for metric, head in (("accuracy", "test accuracy"), ("loss", "validation loss")):
+        if all(row.metric != metric for row in rows):
+            out.remove(head)
+    if all(len(row.scores) < 2 for row in rows):
         out = [head for head in out if head not in ("range", "95 % CI")]
     return out
 
 
 def _seeds(rows: Sequence[Row]) -> str:
-    counts = sorted({len(row.accuracy) for row in rows})
+    counts = sorted({len(row.scores) for row in rows})
     return f"{'-'.join(map(str, counts))} seed{'' if counts == [1] else 's'} each"
+
+
+def _number(row: Row) -> Callable[[float], str]:
+    """How the row's scores are written: accuracies in %, losses as they are."""
+    return (lambda value: f"{100 * value:.2f}") if row.metric == "accuracy" else (lambda value: f"{value:.4f}")
+
+
+def _legend(rows: Sequence[Row]) -> str:
+    names = {"accuracy": "accuracy in %", "loss": "validation loss: lower is better"}
+    return ", ".join(text for metric, text in names.items() if any(row.metric == metric for row in rows))
 
 
 def _ratio(value: float) -> str:

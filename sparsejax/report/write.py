@@ -14,7 +14,7 @@ from sparsejax.launch.trials import sweep_config
 from sparsejax.report import collect, speed, tables
 from sparsejax.report.collect import Run
 
-PLOTS = ("accuracy.png", "layers.png", "churn.png")
+PLOTS = ("accuracy.png", "loss.png", "layers.png", "churn.png")
 
 
 def report(path: Path, console: Console) -> None:
@@ -62,6 +62,7 @@ def show_sweep(path: Path, console: Console, *, redraw: bool = True) -> None:
             path,
             {
                 "accuracy.png": lambda file: plots.accuracy(rows, file, subject),
+                "loss.png": lambda file: plots.loss(rows, file, subject),
                 "layers.png": lambda file: plots.layers(rows, file, subject),
                 "churn.png": lambda file: plots.churn(runs, file, subject),
             },

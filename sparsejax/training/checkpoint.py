@@ -49,11 +49,12 @@ class Checkpoints:
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
 
-    def restore(self, like: State) -> tuple[int, State] | None:
+    def restore(self, like: State, shardings: State = None) -> tuple[int, State] | None:
         """The newest checkpoint that is whole; others are set aside with a warning that names them.
 
         Args:
           like: the state's shapes and dtypes, from `jax.eval_shape`.
+          shardings: where each array goes, whatever devices it was on when it was saved; None: the default device.
 
         Returns:
           (step, state), or None if there is no whole checkpoint.
@@ -62,7 +63,7 @@ class Checkpoints:
             folder = self._folder / str(step)
             try:
                 _check_seal(folder, like)
-                return step, self._read(step, like)
+                return step, self._read(step, like, shardings)
             except Exception as error:  # a disk can damage a file in more ways than orbax has exceptions
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
                 aside = folder.with_name(f"{step}.damaged")
@@ -78,6 +79,14 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """The steps of which there is a folder, whole or damaged."""
         return [int(entry.name) for entry in self._folder.iterdir() if entry.name.isdigit()]
+
+    def drop_damaged(self, like: State) -> None:
+        """Removes what is not whole, so that it can be saved again."""
+        for step in self.steps():
+            try:
+                _check_seal(self._folder / str(step), like)
+            except (ValueError, OSError):
+                shutil.rmtree(self._folder / str(step))
 
     def save(self, step: int, state: State) -> None:
         """Saves in the background: the arrays are copied before this returns; `close` waits for the files.
@@ -120,9 +129,17 @@ class Checkpoints:
             self._manager = ocp.CheckpointManager(self._folder)
         return self._manager
 
-    def _read(self, step: int, like: State) -> State:
+    def _read(self, step: int, like: State, shardings: State) -> State:
+        # Named always: else orbax asks for the devices that the arrays were on.
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        places = jax.tree.map(lambda _: here, like) if shardings is None else shardings
         with ocp.CheckpointManager(self._folder) as manager:
-            return jax.tree.map(_uncommitted, manager.restore(step, args=ocp.args.StandardRestore(like)))
+            state = manager.restore(step, args=ocp.args.StandardRestore(jax.tree.map(_placed, like, places)))
+        return jax.tree.map(_uncommitted, state) if shardings is None else state
+
+
+def _placed(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def _uncommitted(leaf: jax.Array) -> jax.Array:

@@ -1,23 +1,28 @@
 """Evaluation of all seeds at once, on the device, over every example of the test set."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
+
+from sparsejax.training.model import evaluated
+from sparsejax.training.seeds import each_seed
+from sparsejax.training.tasks import Task
 
 _LARGEST_BATCH = 1024
+_LARGEST_INPUT = 1 << 22  # numbers in the inputs of a batch, unless a training batch has more
 
 
 class TestSet(NamedTuple):
     """A test set cut into K equal batches on the device; the last may be filled up.
 
     Attributes:
-      x: uint8 (K, B, *shape).
-      y: int32 (K, B).
-      real: bool (K, B), False where the example only fills up.
-      size: the number of real examples.
+      x: raw inputs (K, B, *shape).
+      y: targets (K, B) or, of windows of a text, (K, B, L).
+      real: bool, of the shape of y; False where a target only fills up.
+      size: the number of real targets.
     """
 
     x: jax.Array
@@ -26,41 +31,70 @@ class TestSet(NamedTuple):
     size: int
 
 
-def make_test_set(x: np.ndarray, y: np.ndarray) -> TestSet:
-    """Cuts into as few batches as needed, of as equal a size as possible."""
-    batches = -(-len(y) // _LARGEST_BATCH)
+def make_test_set(
+    x: np.ndarray,
+    y: np.ndarray,
+    real: np.ndarray | None = None,
+    *,
+    largest: int = _LARGEST_BATCH,
+    multiple: int = 1,
+    put: Callable[[Any], Any] = jnp.asarray,
+) -> TestSet:
+    """Cuts into as few batches as needed, of as equal a size as possible.
+
+    Args:
+      x, y: examples and their targets.
+      real: which targets count; None is all.
+      largest: examples of a batch at most; multiple: what divides their number.
+      put: puts the arrays on the devices.
+    """
+    real = np.ones(y.shape, bool) if real is None else real
+    batches = -(-len(y) // largest)
     batch = -(-len(y) // batches)
+    batch = -(-batch // multiple) * multiple
     missing = batches * batch - len(y)
 
     def cut(array):
         filled = np.concatenate([array, np.zeros((missing, *array.shape[1:]), array.dtype)])
-        return jnp.asarray(filled.reshape(batches, batch, *array.shape[1:]))
+        return put(filled.reshape(batches, batch, *array.shape[1:]))
 
-    return TestSet(cut(x), cut(y), cut(np.ones(len(y), bool)), len(y))
+    return TestSet(cut(x), cut(y), cut(real), int(real.sum()))
 
 
-def make_evaluate(model: Any, to_float):
-    """The function (stacked params, x, y, real) -> (sum of losses (S,), int32 number of right answers (S,)).
+def largest_batch(example: jax.ShapeDtypeStruct, batch_size: int) -> int:
+    """Examples in a batch of an evaluation: many where they are small, else as many as training takes."""
+    numbers = int(np.prod(example.shape))
+    if jnp.issubdtype(example.dtype, jnp.integer):  # tokens: what counts are the logits, of every token
+        return batch_size
+    return max(batch_size, min(_LARGEST_BATCH, _LARGEST_INPUT // max(numbers, 1)))
+
+
+def make_evaluate(
+    model: Any,
+    task: Task,
+    split: Callable[[Any], Any] = lambda batch: batch,
+    gathered: Callable[[Any], Any] = lambda params: params,
+):
+    """The function (stacked params, stacked model state, x, y, real) -> sums over the test set, by name, each (S,).
 
     Args:
       model: a Linen module.
-      to_float: uint8 batch -> what the model sees.
+      task: says what is summed.
+      split: how a batch with a leading axis lies on the devices; gathered: makes sharded params whole.
     """
 
-    def one_batch(params, x, y, real):
-        logits = model.apply({"params": params}, to_float(x))
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, y)
-        right = (logits.argmax(-1) == y) & real
-        return jnp.where(real, losses, 0).sum(), right.sum(dtype=jnp.int32)
+    def one_batch(params, model_state, x, y, real):
+        return task.sums(evaluated(model, gathered(params), model_state, task.inputs(x)), y, real)
 
-    def evaluate(params, x, y, real):
-        seeds = jax.tree.leaves(params)[0].shape[0]
+    def evaluate(params, model_state, x, y, real):
+        every_seed = each_seed(one_batch, (0, 0, None, None, None))
 
         def add(sums, batch):
-            loss, right = jax.vmap(one_batch, in_axes=(0, None, None, None))(params, *batch)
-            return (sums[0] + loss, sums[1] + right), None
+            found = every_seed(params, model_state, *(split(part[None])[0] for part in batch))
+            return jax.tree.map(jnp.add, sums, found), None
 
-        zero = (jnp.zeros(seeds), jnp.zeros(seeds, jnp.int32))
+        shapes = jax.eval_shape(every_seed, params, model_state, x[0], y[0], real[0])
+        zero = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
         return jax.lax.scan(add, zero, (x, y, real))[0]
 
     return evaluate

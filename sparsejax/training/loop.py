@@ -12,23 +12,25 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
 
 from sparsejax.files import write_json
 from sparsejax.training import records
+from sparsejax.training.best import best_evaluation, exhausted
 from sparsejax.training.checkpoint import Checkpoints
 from sparsejax.training.compiling import CACHE, kept_in
 from sparsejax.training.config import resolve
 from sparsejax.training.errors import Preempted
 from sparsejax.training.metrics import MetricsWriter
-from sparsejax.training.order import epoch_order
 from sparsejax.training.profile import span
 from sparsejax.training.run_dir import finished, opened
 from sparsejax.training.state import TrainState
+from sparsejax.training.throughput import Throughput
 from sparsejax.training.trial import Trial, prepare
+from sparsejax.training.writers import open_writers
 
 Progress = Callable[[int, int, dict[str, Any]], None]
 
@@ -70,10 +72,10 @@ def train(
 
 
 def _run(trial: Trial, workdir: Path, on_progress: Progress) -> dict[str, Any]:
-    started, earlier = time.monotonic(), _seconds_so_far(workdir)
-    checkpoints = Checkpoints(workdir / "checkpoints", trial.config["keep_checkpoints"])
+    started, earlier, config = time.monotonic(), _seconds_so_far(workdir), trial.config
+    checkpoints = Checkpoints(workdir / "checkpoints", config["keep_checkpoints"])
     with span("checkpoint"):
-        found = checkpoints.restore(trial.like)
+        found = checkpoints.restore(trial.like, trial.place.of(trial.like))
     first = None
     if found:
         step, state = found
@@ -81,7 +83,8 @@ def _run(trial: Trial, workdir: Path, on_progress: Progress) -> dict[str, Any]:
         with span("init"):
             step, (state, first) = 0, trial.init()
             first = jax.device_get(first)
-    with contextlib.closing(MetricsWriter(workdir / "metrics.jsonl", step)) as writer, _closing(checkpoints):
+    also = open_writers(config["log"], workdir, config, step)
+    with contextlib.closing(MetricsWriter(workdir / "metrics.jsonl", step, also)) as writer, _closing(checkpoints):
 
         def save(step: int, state: TrainState) -> None:
             with span("checkpoint"):
@@ -91,13 +94,50 @@ def _run(trial: Trial, workdir: Path, on_progress: Progress) -> dict[str, Any]:
 
         if first:  # the masks at step 0; a dense run has none
             writer.write(records.masks_record(0, first, trial.sizes))
-        _loop(trial, step, state, writer, save, on_progress)
+        with _best(trial, workdir) as save_best:
+            speed = Throughput(workdir / "timing.jsonl", trial.rates_of_a_step, writer.pass_on)
+            step = _loop(_Run(trial, writer, speed, save, save_best, on_progress), step, state)
     result = records.make_result(
-        trial.config, writer.records, steps=trial.grid.total, sizes=trial.sizes, layers=trial.layers
+        config,
+        writer.records,
+        task=trial.task.name,
+        metric=trial.task.metric,
+        steps=step,
+        total=trial.grid.total,
+        sizes=trial.sizes,
+        layers=trial.layers,
     )
     result["seconds"] = round(earlier + time.monotonic() - started, 3)
     write_json(workdir / "result.json", result)
     return result
+
+
+class _Run(NamedTuple):
+    """What the loop works with."""
+
+    trial: Trial
+    writer: MetricsWriter
+    speed: Throughput
+    save: Callable[[int, TrainState], None]
+    save_best: Callable[[int, TrainState], None] | None
+    on_progress: Progress
+
+
+@contextlib.contextmanager
+def _best(trial: Trial, workdir: Path) -> Iterator[Callable[[int, TrainState], None] | None]:
+    """What saves the best checkpoint, where the config wants it kept."""
+    if not trial.config["keep_best"]:
+        yield None
+        return
+    best = Checkpoints(workdir / "best", keep=1)
+    best.drop_damaged(trial.like)
+
+    def save(step: int, state: TrainState) -> None:
+        if step not in best.steps():  # a killed run was here before, with the same bits
+            best.save(step, state)
+
+    with _closing(best):
+        yield save
 
 
 @contextlib.contextmanager
@@ -117,34 +157,57 @@ def _seconds_so_far(workdir: Path) -> float:
         return 0.0
 
 
-def _loop(trial: Trial, step: int, state: TrainState, writer: MetricsWriter, save, on_progress: Progress) -> None:
-    """Trains from `step` to the end; `save(step, state)` is called with every record up to that step written."""
-    grid, programs, test, seeds = trial.grid, trial.programs, trial.test, trial.config["seeds"]
-    order, waiting = None, None
+def _loop(run: _Run, step: int, state: TrainState) -> int:
+    """Trains from `step` to the end, and returns where that was; saves with every record up to that step written."""
+    trial, grid = run.trial, run.trial.grid
+    watched = trial.config["keep_best"] or trial.config["patience"] > 0
+    waiting = None
     with _sigterm() as terminated:
-        while step < grid.total:
-            if order is None or step % grid.epoch == 0:
-                with span("data"):
-                    order = epoch_order(seeds, step // grid.epoch, len(trial.train_y))
+        while step < grid.total and not _exhausted(run):
             stop = grid.after(step)
+            with span("data"):
+                feed = trial.feed(step, stop)
             with span("dispatch"):
-                state, report = programs.chunk(trial.rates, state, trial.train_x, trial.train_y, order, stop - step)
-                scores = programs.evaluate(state.params, test.x, test.y, test.real) if grid.evaluates(stop) else None
+                state, report = trial.programs.chunk(trial.rates, state, trial.fixed, feed, stop - step)
+                scores = _evaluate(trial, state) if grid.evaluates(stop) else None
             if waiting:
-                _write(trial, writer, on_progress, *waiting)
+                _write(run, *waiting)
             step, waiting = stop, (stop, report, scores)
-            if grid.saves(step) or terminated.is_set():
-                _write(trial, writer, on_progress, *waiting)
+            saves = grid.saves(step) or terminated.is_set()
+            if saves or (watched and scores is not None):  # what is kept, and whether to go on, hangs on the scores
+                _write(run, *waiting)
                 waiting = None
-                save(step, state)
+                if scores is not None and _is_best(run, step):
+                    with span("checkpoint"):
+                        run.save_best(step, state)  # type: ignore[misc]
+                if saves or _exhausted(run):
+                    run.save(step, state)
+                run.speed.pause()
             if terminated.is_set():
                 raise Preempted(step)
+    return step
 
 
-def _write(trial: Trial, writer: MetricsWriter, on_progress: Progress, step: int, report: Any, scores: Any) -> None:
+def _evaluate(trial: Trial, state: TrainState) -> dict[str, jax.Array]:
+    programs, test = trial.programs, trial.test
+    return programs.evaluate(*programs.to_evaluate(state), test.x, test.y, test.real)
+
+
+def _exhausted(run: _Run) -> bool:
+    return exhausted(run.writer.records, run.trial.task.metric, run.trial.config["patience"])
+
+
+def _is_best(run: _Run, step: int) -> bool:
+    best = best_evaluation(run.writer.records, run.trial.task.metric) if run.save_best else None
+    return best is not None and best["step"] == step
+
+
+def _write(run: _Run, step: int, report: Any, scores: Any) -> None:
     """Waits for a chunk, checks its losses, writes its records."""
+    trial, writer = run.trial, run.writer
     with span("train"):
         report = jax.device_get(report)
+    run.speed.seen(step)
     with span("evaluate"):
         scores = jax.device_get(scores)
     if trial.config["stop_on_nonfinite"]:
@@ -155,15 +218,20 @@ def _write(trial: Trial, writer: MetricsWriter, on_progress: Progress, step: int
         if records.changed(report["masks"]):
             writer.write(records.masks_record(step, report["masks"], trial.sizes))
         if scores is not None:
-            writer.write(records.eval_record(step, epoch, scores, trial.test.size))
-        on_progress(step, trial.grid.total, _last_metrics(writer.records))
+            writer.write(records.eval_record(step, epoch, trial.task.scores(scores, trial.test.size)))
+            run.speed.record(step)
+            run.speed.pause()
+        run.on_progress(step, trial.grid.total, _last_metrics(writer.records))
 
 
 def _last_metrics(written: list[dict[str, Any]]) -> dict[str, Any]:
-    """The newest training loss and learning rate, and the newest test accuracy if there is one."""
+    """The newest training loss and learning rate, and the newest test accuracy or loss if there is one."""
     newest = {record["kind"]: record for record in written[-50:]}
     train_part = {name: newest["train"][name] for name in ("step", "epoch", "loss", "lr")}
-    return train_part | ({"accuracy": newest["eval"]["accuracy"]} if "eval" in newest else {})
+    tested = newest.get("eval", {})
+    if "accuracy" in tested:
+        return train_part | {"accuracy": tested["accuracy"]}
+    return train_part | ({"validation loss": tested["loss"]} if tested else {})
 
 
 @contextlib.contextmanager

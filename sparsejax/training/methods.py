@@ -1,16 +1,16 @@
-"""From the words of a config to an optax transform: optimizer, schedule, then the method around them."""
+"""From the words of a config to an optax transform: the method around the optimizer."""
 
 import ast
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import optax
 
 import sparsejax
 from sparsejax import distributions, leaves, patterns
 from sparsejax.training.errors import ConfigError
+from sparsejax.training.optimizers import make_optimizer
 
 
 def dense(inner: optax.GradientTransformation) -> optax.GradientTransformation:
@@ -85,7 +85,7 @@ def make_transform(config: Mapping[str, Any], total_steps: int, *, sparsity: flo
 
     Args:
       config: a resolved config.
-      total_steps: steps of the whole run; the cosine schedule ends there.
+      total_steps: steps of the whole run; most schedules end there.
       sparsity: fraction of zeros; acts in `init` alone.
       seed: the method's seed; may be traced.
 
@@ -140,59 +140,3 @@ def _call(field: str, text: str) -> tuple[str, tuple | None, dict[str, Any]]:
     if text.strip() in _NAMED["distribution"]:  # "global" is a keyword of Python
         return text.strip(), None, {}
     raise ConfigError(f"{field}: {text!r} is not a name or a call with plain numbers, such as nm(2, 4)")
-
-
-def constant(peak: float, warmup_steps: int, total_steps: int) -> optax.Schedule:
-    """Linear from 0 over warmup_steps, then constant."""
-    del total_steps
-    if warmup_steps == 0:
-        return optax.constant_schedule(peak)
-    return optax.linear_schedule(0.0, peak, warmup_steps)
-
-
-def cosine(peak: float, warmup_steps: int, total_steps: int) -> optax.Schedule:
-    """Linear from 0 over warmup_steps, then half a cosine to 0 at the last step."""
-    if warmup_steps >= total_steps:
-        raise ConfigError(f"warmup_steps: {warmup_steps} is not below the {total_steps} steps of the run")
-    if warmup_steps == 0:
-        return optax.cosine_decay_schedule(peak, total_steps)
-    return optax.warmup_cosine_decay_schedule(0.0, peak, warmup_steps, total_steps)
-
-
-SCHEDULES = {"constant": constant, "cosine": cosine}
-
-
-def make_schedule(config: Mapping[str, Any], total_steps: int) -> optax.Schedule:
-    """The learning rate as a function of the step."""
-    peak, shape = config["learning_rate"], SCHEDULES[config["schedule"]](1.0, config["warmup_steps"], total_steps)
-    return lambda step: peak * shape(step)  # the peak may be traced, which optax's schedules do not expect
-
-
-def _matrices(params: Any) -> Any:
-    """Weight decay is for kernels, not for biases and norm scales: the standard recipe, for adamw and sgd alike."""
-    return jax.tree.map(lambda leaf: leaf.ndim >= 2, params)
-
-
-def adamw(rate: optax.Schedule, config: Mapping[str, Any]) -> optax.GradientTransformation:
-    """AdamW; weight_decay is decoupled (times the learning rate) and acts on kernels only."""
-    return optax.adamw(rate, weight_decay=config["weight_decay"], mask=_matrices)
-
-
-def adam(rate: optax.Schedule, config: Mapping[str, Any]) -> optax.GradientTransformation:
-    """Adam, without weight decay."""
-    del config
-    return optax.adam(rate)
-
-
-def sgd(rate: optax.Schedule, config: Mapping[str, Any]) -> optax.GradientTransformation:
-    """SGD with momentum; weight_decay is L2 (added to the gradient) and acts on kernels only."""
-    decay = optax.add_decayed_weights(config["weight_decay"], mask=_matrices)
-    return optax.chain(decay, optax.sgd(rate, momentum=config["momentum"] or None))
-
-
-OPTIMIZERS = {"adamw": adamw, "adam": adam, "sgd": sgd}
-
-
-def make_optimizer(config: Mapping[str, Any], total_steps: int) -> optax.GradientTransformation:
-    """The optimizer that the method wraps."""
-    return OPTIMIZERS[config["optimizer"]](make_schedule(config, total_steps), config)

@@ -8,54 +8,67 @@ began, which is one half of resuming bit for bit (the other is a fixed grid).
 
 import json
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from sparsejax.data import Dataset
-from sparsejax.models import MODELS
 from sparsejax.training.compiling import fast, hurried
+from sparsejax.training.distillation import Teacher
 from sparsejax.training.evaluation import make_evaluate
-from sparsejax.training.methods import make_schedule, make_transform, rates_of, with_rates
-from sparsejax.training.state import TrainState, init_params, masks_by_path, sparse_state
+from sparsejax.training.feeding import taken
+from sparsejax.training.methods import make_transform, rates_of, with_rates
+from sparsejax.training.model import init_model, make_model
+from sparsejax.training.placement import Placement, make_mesh
+from sparsejax.training.schedules import make_schedule
+from sparsejax.training.seeds import each_seed, one_by_one
+from sparsejax.training.state import TrainState, averaged, masks_by_path, sparse_state, to_evaluate
+from sparsejax.training.step import make_step
+from sparsejax.training.tasks import make_task
 
 
 class Programs(NamedTuple):
-    """Jitted functions of one trial; S seeds, N training examples.
+    """Jitted functions of one trial; S seeds.
 
     Attributes:
-      init_params: seeds (S,) -> stacked params.
-      chunk: (rates, state, x, y, order (S, N), steps) -> (state, report); donates the state, ends within the epoch.
-      evaluate: (params, x, y, real) -> (sum of losses (S,), right answers (S,)).
+      init_model: seeds (S,) -> stacked (params, model state).
+      chunk: (rates, state, {"seeds": (S,), "teacher"}, feed, steps) -> (state, report); donates the state, ends within
+        the epoch.
+      evaluate: (params, model state, x, y, real) -> sums over the test set by name, each (S,).
+      to_evaluate: state -> (params, model state) that are evaluated.
     """
 
-    init_params: Callable
+    init_model: Callable
     chunk: Callable
     evaluate: Callable
+    to_evaluate: Callable
 
 
 # These fields change what a program is fed or when it is called, not the program.
 _FREE_FIELDS = {
-    "sparsity", "seeds", "eval_every_epochs", "checkpoint_every_epochs", "keep_checkpoints", "chunk_steps",
-    "stop_on_nonfinite",
+    "sparsity", "init", "seeds", "eval_every_epochs", "checkpoint_every_epochs", "keep_checkpoints", "keep_best",
+    "patience", "chunk_steps", "stop_on_nonfinite", "log",
 }  # fmt: skip
-_MODEL_FIELDS = ("model", "model_args", "dataset", "data_dir", "data")
+_MODEL_FIELDS = (
+    "model", "model_args", "dtype", "dataset", "data_dir", "data", "mesh", "augment", "mixup", "cutmix",
+    "label_smoothing", "epoch_steps",
+)  # fmt: skip
 _MOST_CACHED = 32
 _cache: dict[str, Any] = {}
 
 
-def get_programs(config: Mapping[str, Any], dataset: Dataset, steps_per_epoch: int) -> Programs:
+def get_programs(
+    config: Mapping[str, Any], data: Any, steps_per_epoch: int, teacher: Teacher | None = None
+) -> Programs:
     """The programs for a resolved config, from this process's cache if a trial like it ran before."""
     model_key = json.dumps([config[field] for field in _MODEL_FIELDS])
-    init, evaluate = _cached(model_key, lambda: _model_programs(config, dataset))
+    init, evaluate = _cached(model_key, lambda: _model_programs(config, data))
     fixed = with_rates(config, dict.fromkeys(rates_of(config)))
-    key = json.dumps({field: value for field, value in fixed.items() if field not in _FREE_FIELDS}, sort_keys=True)
-    make = lambda: _make_chunk(config, dataset, steps_per_epoch)
-    chunk = _cached(key, lambda: jax.jit(make(), donate_argnums=1, compiler_options=fast()))
-    return Programs(init, chunk, evaluate)
+    fields = {field: value for field, value in fixed.items() if field not in _FREE_FIELDS}
+    key = json.dumps([fields, teacher.key if teacher else None], sort_keys=True)
+    chunk = _cached(key, lambda: _make_chunk(config, data, steps_per_epoch, teacher))
+    view = _cached("to_evaluate", lambda: jax.jit(to_evaluate)) if config["ema_decay"] else to_evaluate
+    return Programs(init, chunk, evaluate, view)
 
 
 def _cached(key: str, make: Callable[[], Any]) -> Any:
@@ -66,65 +79,95 @@ def _cached(key: str, make: Callable[[], Any]) -> Any:
     return _cache[key]
 
 
-def make_model(config: Mapping[str, Any], dataset: Dataset) -> Any:
-    """The Linen module that a resolved config names."""
-    arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config["model_args"].items()}
-    return MODELS[config["model"]](classes=dataset.classes, **arguments)
+def _model_programs(config: Mapping[str, Any], data: Any) -> tuple[Callable, Callable]:
+    model = make_model(config, data)
+    task, place = make_task(config, data, model), Placement(make_mesh(config["mesh"]))
+
+    def init(seeds):
+        return place.keep(init_model(model, task.example, seeds))
+
+    evaluate = jax.jit(make_evaluate(model, task, place.split, place.gathered), compiler_options=fast())
+    init = jax.jit(init, compiler_options=hurried())
+    params, _ = jax.eval_shape(init, jnp.zeros(1, jnp.int32))
+    return init, _batch_by_batch(evaluate) if one_by_one(params) else evaluate
 
 
-def example_shape(dataset: Dataset) -> jax.ShapeDtypeStruct:
-    """A batch of one, as a model sees it."""
-    return jax.ShapeDtypeStruct((1, *dataset.train_x.shape[1:]), jnp.float32)
+def _batch_by_batch(evaluate: Callable) -> Callable:
+    """The evaluation, one batch of the test set in each dispatch."""
+
+    def in_turn(params, model_state, *test):
+        parts = [evaluate(params, model_state, *(x[i : i + 1] for x in test)) for i in range(len(test[0]))]
+        return jax.tree.map(lambda *each: sum(each[1:], each[0]), *parts)
+
+    return in_turn
 
 
-def _to_float(dataset: Dataset) -> Callable[[jax.Array], jax.Array]:
-    return lambda x: (x.astype(jnp.float32) - dataset.offset) * dataset.scale
+def _make_chunk(config: Mapping[str, Any], data: Any, steps_per_epoch: int, teacher: Teacher | None) -> Callable:
+    model = make_model(config, data)
+    task, place = make_task(config, data, model), Placement(make_mesh(config["mesh"]))
+    total_steps, decay = config["epochs"] * steps_per_epoch, config["ema_decay"]
+    params, _ = jax.eval_shape(lambda: init_model(model, task.example, jnp.zeros(1, jnp.int32)))
+    alone = one_by_one(params)
 
-
-def _model_programs(config: Mapping[str, Any], dataset: Dataset) -> tuple[Callable, Callable]:
-    model = make_model(config, dataset)
-    init = lambda seeds: init_params(model, example_shape(dataset), seeds)
-    evaluate = make_evaluate(model, _to_float(dataset))
-    return jax.jit(init, compiler_options=hurried()), jax.jit(evaluate, compiler_options=fast())
-
-
-def _make_chunk(config: Mapping[str, Any], dataset: Dataset, steps_per_epoch: int) -> Callable:
-    model, to_float = make_model(config, dataset), _to_float(dataset)
-    total_steps = config["epochs"] * steps_per_epoch
-    batch = config["batch_size"]
-
-    def train_step(transform, params, opt_state, x, y):
-        def loss_of(params):
-            logits = model.apply({"params": params}, to_float(x))
-            return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
-
-        loss, grads = jax.value_and_grad(loss_of)(params)
-        updates, opt_state = transform.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state, loss
-
-    def chunk(rates, state: TrainState, x, y, order, steps):
-        seeds = order.shape[0]
+    def many_steps(rates, state: TrainState, fixed, feed, steps):
         rated = with_rates(config, rates)
         transform = make_transform(rated, total_steps, sparsity=config["sparsity"])
         schedule = make_schedule(rated, total_steps)
-        step_of_each = jax.vmap(partial(train_step, transform))
+        one_step = make_step(model, task, transform, config, teacher, place.gathered)
+        step_of_each = each_seed(one_step, (0, 0, 0, 0, None, 0, 0, 0))
 
         def body(_, carry):
-            step, params, opt_state, loss_sum, bad = carry
-            index = jax.lax.dynamic_slice(order, (0, step % steps_per_epoch * batch), (seeds, batch))
-            params, opt_state, loss = step_of_each(params, opt_state, x[index], y[index])
+            (step, params, opt_state, model_state, ema), loss_sum, bad = carry
+            x, y = taken(task, feed, step % steps_per_epoch, config["batch_size"], place.split)
+            params, opt_state, model_state, loss = step_of_each(
+                params, opt_state, model_state, fixed["seeds"], step, x, y, fixed["teacher"]
+            )
+            if decay:
+                ema = averaged(ema, params, model_state, step, decay)
             first = (bad["step"] < 0) & ~jnp.isfinite(loss)
             bad = {"step": jnp.where(first, step + 1, bad["step"]), "loss": jnp.where(first, loss, bad["loss"])}
-            return step + 1, params, opt_state, loss_sum + loss, bad
+            kept = place.keep((params, opt_state, model_state, ema))
+            return (step + 1, *kept), loss_sum + loss, bad
 
+        seeds = fixed["seeds"].shape[0]
         bad = {"step": jnp.full(seeds, -1, jnp.int32), "loss": jnp.zeros(seeds)}
-        carry = (state.step, state.params, state.opt_state, jnp.zeros(seeds), bad)
-        step, params, opt_state, loss_sum, bad = jax.lax.fori_loop(0, steps, body, carry)
-        new = TrainState(step, params, opt_state, _ever(state.ever_active, opt_state))
+        start = (state.step, state.params, state.opt_state, state.model_state, state.ema)
+        carry = (start, jnp.zeros(seeds), bad)
+        carry = body(0, carry) if alone else jax.lax.fori_loop(0, steps, body, carry)
+        (step, params, opt_state, model_state, ema), loss_sum, bad = carry
+        new = TrainState(step, params, opt_state, _ever(state.ever_active, opt_state), model_state, ema)
+        new = place.keep(new)
         report = {"loss": loss_sum / steps, "bad": bad, "finite": _all_finite(params), "lr": schedule(step - 1)}
         return new, report | {"masks": mask_report(new, masks_by_path(state.opt_state))}
 
+    program = jax.jit(many_steps, donate_argnums=1, compiler_options=fast())
+    return _step_by_step(program) if alone else program
+
+
+def _step_by_step(program: Callable) -> Callable:
+    """The chunk that runs a program of one step again and again, without waiting for any."""
+
+    def chunk(rates, state, fixed, feed, steps):
+        reports = []
+        for _ in range(steps):
+            state, report = program(rates, state, fixed, feed, 1)
+            reports.append(report)
+        return state, _joined(reports)
+
     return chunk
+
+
+@jax.jit
+def _joined(reports: list[dict[str, Any]]) -> dict[str, Any]:
+    """The report of a chunk from those of its steps."""
+    loss, bad, masks = reports[0]["loss"], reports[0]["bad"], reports[-1]["masks"]
+    for report in reports[1:]:
+        loss = loss + report["loss"]
+        bad = jax.tree.map(lambda a, b, first=bad["step"]: jnp.where(first < 0, b, a), bad, report["bad"])
+    if masks:
+        counted = {name: [report["masks"][name] for report in reports] for name in ("grown", "dropped")}
+        masks = masks | {name: jax.tree.map(lambda *each: sum(each), *found) for name, found in counted.items()}
+    return reports[-1] | {"loss": loss / len(reports), "bad": bad, "masks": masks}
 
 
 def _ever(ever_active: dict[str, jax.Array], opt_state: Any) -> dict[str, jax.Array]:

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from sparsejax import flops
+from sparsejax.training.best import best_evaluation
 from sparsejax.training.errors import NonFiniteLoss
 from sparsejax.training.methods import update_grid
 from sparsejax.training.metrics import Record
@@ -28,18 +29,9 @@ def train_record(step: int, epoch: float, report: Mapping[str, Any]) -> Record:
     return {"kind": "train", "step": step, "epoch": epoch, "loss": floats(report["loss"]), "lr": lr}
 
 
-def eval_record(step: int, epoch: float, scores: tuple[Any, Any], size: int) -> Record:
-    """{"kind": "eval", ...}: mean loss and fraction of right answers on the test set, per seed."""
-    loss, right = scores
-    accuracy = [int(count) / size for count in right]
-    return {
-        "kind": "eval",
-        "step": step,
-        "epoch": epoch,
-        "split": "test",
-        "loss": floats(loss / np.float32(size)),
-        "accuracy": accuracy,
-    }
+def eval_record(step: int, epoch: float, scores: Mapping[str, list[float]]) -> Record:
+    """{"kind": "eval", ...}: what the task says of the whole test set, per seed."""
+    return {"kind": "eval", "step": step, "epoch": epoch, "split": "test", **scores}
 
 
 def masks_record(step: int, report: Mapping[str, Any], sizes: Mapping[str, int]) -> Record:
@@ -60,7 +52,8 @@ def masks_record(step: int, report: Mapping[str, Any], sizes: Mapping[str, int])
         "dropped": {path: [int(count) for count in report["dropped"][path]] for path in sizes},
         "exploration": fraction(report["ever"]),
         "skipped": [int(count) for count in report["skipped"]],
-        "total_density": fraction(report["kept"]),
+        "total_density": (density := fraction(report["kept"])),
+        "sparsity": [1 - kept for kept in density],
     }
 
 
@@ -86,7 +79,10 @@ def make_result(
     config: Mapping[str, Any],
     records: Sequence[Record],
     *,
+    task: str,
+    metric: str,
     steps: int,
+    total: int,
     sizes: Mapping[str, int],
     layers: Mapping[str, int],
 ) -> dict[str, Any]:
@@ -95,7 +91,8 @@ def make_result(
     Args:
       config: the resolved config.
       records: all records of metrics.jsonl.
-      steps: training steps of the run.
+      task, metric: its name, and which of its scores results are judged by.
+      steps: training steps of the run; total: as many as it would have without early stopping.
       sizes: path -> number of weights, of the leaves that are (or, in a dense run, could be) masked.
       layers: path -> dense forward FLOPs, from `flops.layer_flops`.
     """
@@ -111,8 +108,10 @@ def make_result(
         "dataset": config["dataset"],
         "seeds": config["seeds"],
         "steps": steps,
-        "accuracy": final["accuracy"],
-        "loss": final["loss"],
+        **_how_it_went(config, records, metric, steps < total),
+        "task": task,
+        "metric": metric,
+        **{name: values for name, values in final.items() if isinstance(values, list)},
         "weights_kept": kept,
         "weights": sum(sizes.values()),
         "density": density,
@@ -122,6 +121,14 @@ def make_result(
         "versions": _versions(),
         "device": _device(),
     }
+
+
+def _how_it_went(config: Mapping[str, Any], records: Sequence[Record], metric: str, early: bool) -> dict[str, Any]:
+    """Whether it stopped early, where it could; the best evaluation, where its checkpoint was kept."""
+    out: dict[str, Any] = {"stopped_early": early} if config["patience"] else {}
+    if config["keep_best"] and (best := best_evaluation(records, metric)):
+        out["best"] = {"step": best["step"], metric: best[metric]}
+    return out
 
 
 def _mean_density(density: Mapping[str, Sequence[float]]) -> dict[str, float]:

@@ -3,13 +3,18 @@
 import contextlib
 import fcntl
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from sparsejax.files import write_json
 from sparsejax.training.config import Resolved, first_difference
 from sparsejax.training.errors import ConfigError
+from sparsejax.training.fields import RULES
+from sparsejax.training.optimizers import own_values
+
+# A run may go on on other devices (its bits are then others, to rounding), and be logged elsewhere.
+_MAY_DIFFER = {"mesh", "log"}
 
 
 def finished(workdir: Path, config: Resolved) -> dict[str, Any] | None:
@@ -21,9 +26,19 @@ def finished(workdir: Path, config: Resolved) -> dict[str, Any] | None:
     if workdir.exists() and not workdir.is_dir():
         raise ConfigError(f"workdir: {str(workdir)!r} is not a directory")
     written = _read(workdir / "config.json")
-    if written is not None and (difference := first_difference(written, config)):
+    if written is not None and (difference := first_difference(completed(written), _compared(config))):
         raise ConfigError(f"workdir {workdir} belongs to another config: {difference}; use another workdir")
     return _read(workdir / "result.json") if written is not None else None
+
+
+def completed(written: Mapping[str, Any]) -> Resolved:
+    """A config.json with the fields that have come since it was written, at the defaults that mean what was then."""
+    whole = {field: rule[0] for field, rule in RULES.items()} | dict(written)
+    return _compared(whole | own_values(whole))
+
+
+def _compared(config: Mapping[str, Any]) -> Resolved:
+    return {field: value for field, value in config.items() if field not in _MAY_DIFFER}
 
 
 @contextlib.contextmanager

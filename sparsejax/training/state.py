@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from sparsejax.initialization import density_aware
 from sparsejax.masks import apply_masks, get_masks, mask_leaves, sparse_states
 from sparsejax.state import SparseState
 
@@ -19,12 +20,16 @@ class TrainState(NamedTuple):
       params: the model's parameters, each leaf with a leading axis S; exactly sparse.
       opt_state: the transform's state, each leaf with a leading axis S; the masks are in it.
       ever_active: by path of the masked leaf: bool (S, *shape), True where the weight was active at some step.
+      model_state: the model's other collections (`batch_stats`), each leaf with a leading axis S; {} if it has none.
+      ema: {"params", "model_state"}: their moving averages; {} in a run without.
     """
 
     step: jax.Array
     params: Any
     opt_state: Any
     ever_active: dict[str, jax.Array]
+    model_state: Any
+    ema: dict[str, Any]
 
 
 def sparse_state(opt_state: Any) -> SparseState | None:
@@ -37,29 +42,64 @@ def masks_by_path(opt_state: Any) -> dict[str, jax.Array]:
     return mask_leaves(get_masks(opt_state)) if sparse_states(opt_state) else {}
 
 
-def init_params(model: Any, example: jax.ShapeDtypeStruct, seeds: jax.Array) -> Any:
-    """Parameters of the model, one set for each seed, stacked."""
-    x = jnp.zeros(example.shape, example.dtype)
-    return jax.vmap(lambda seed: model.init(jax.random.key(seed), x)["params"])(seeds)
+def masked(params: Any, opt_state: Any) -> Any:
+    """The params with zeros off the masks that the state holds."""
+    return apply_masks(params, get_masks(opt_state)) if sparse_states(opt_state) else params
 
 
 def init_state(
-    transform: Callable[[jax.Array], optax.GradientTransformation], params: Any, seeds: jax.Array
+    transform: Callable[[jax.Array], optax.GradientTransformation],
+    params: Any,
+    model_state: Any,
+    seeds: jax.Array,
+    *,
+    init: str = "default",
+    ema: bool = False,
 ) -> TrainState:
     """The state at step 0, sparse from the start.
 
     Args:
       transform: seed (traced int32) -> optax transform.
-      params: stacked parameters, from `init_params`.
+      params, model_state: stacked, from `model.init_model`.
       seeds: int32 (S,).
+      init: "density" corrects the fan-in of what the masks leave.
+      ema: whether averages are kept.
     """
 
     def one(seed, params):
         opt_state = transform(seed).init(params)
         if sparse_states(opt_state):
-            params = apply_masks(params, get_masks(opt_state))
+            params = masked(params, opt_state)
+            if init == "density":
+                params = density_aware(params, get_masks(opt_state))
         return params, opt_state
 
     params, opt_state = jax.vmap(one)(seeds, params)
-    ever_active = {path: jnp.array(mask) for path, mask in masks_by_path(opt_state).items()}  # a copy: both are donated
-    return TrainState(jnp.int32(0), params, opt_state, ever_active)
+    copied = lambda tree: jax.tree.map(jnp.array, tree)  # all of the state is donated, so nothing in it is shared
+    ever_active = copied(masks_by_path(opt_state))
+    averages = copied({"params": params, "model_state": model_state}) if ema else {}
+    return TrainState(jnp.int32(0), params, opt_state, ever_active, model_state, averages)
+
+
+def averaged(ema: dict[str, Any], params: Any, model_state: Any, step: jax.Array, decay: float) -> dict[str, Any]:
+    """The averages one step on: d ema + (1 - d) new, where d = min(decay, (1 + step) / (10 + step)).
+
+    The decay rises from 0.1, so that the initial parameters do not linger. What is not floating is taken as it is.
+
+    Source: the warm-up of TensorFlow's ExponentialMovingAverage.
+    """
+    share = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+
+    def one(old, new):
+        if not jnp.issubdtype(new.dtype, jnp.floating):
+            return new
+        return (share * old + (1 - share) * new).astype(new.dtype)
+
+    return jax.tree.map(one, ema, {"params": params, "model_state": model_state})
+
+
+def to_evaluate(state: TrainState) -> tuple[Any, Any]:
+    """(params, model state) that are evaluated: the averages, masked anew, where the run keeps them."""
+    if not state.ema:
+        return state.params, state.model_state
+    return masked(state.ema["params"], state.opt_state), state.ema["model_state"]

@@ -10,16 +10,24 @@ import jax
 import jax.numpy as jnp
 
 from sparsejax import flops
-from sparsejax.data import DATASETS, Dataset
+from sparsejax.data import DATASETS
 from sparsejax.leaves import named_leaves, select_leaves
 from sparsejax.training.compiling import hurried
 from sparsejax.training.config import Resolved
+from sparsejax.training.distillation import make_teacher
 from sparsejax.training.errors import ConfigError
-from sparsejax.training.evaluation import TestSet, make_test_set
+from sparsejax.training.evaluation import TestSet, largest_batch, make_test_set
+from sparsejax.training.feeding import feeder
 from sparsejax.training.methods import make_transform, rates_of, update_grid
+from sparsejax.training.model import init_model, make_model
+from sparsejax.training.peaks import peak_of
+from sparsejax.training.placement import Placement, make_mesh
 from sparsejax.training.profile import span
-from sparsejax.training.programs import Programs, example_shape, get_programs, make_model, mask_report
+from sparsejax.training.programs import Programs, get_programs, mask_report
 from sparsejax.training.state import TrainState, init_state, masks_by_path
+from sparsejax.training.tasks import Examples, Task, make_examples, make_task
+from sparsejax.training.throughput import rates_of_a_step
+from sparsejax.training.writers import check_installed
 
 
 class Grid(NamedTuple):
@@ -61,19 +69,42 @@ class Grid(NamedTuple):
 
 
 class Trial(NamedTuple):
-    """All that a run needs and that does not change; made before anything is written."""
+    """All that a run needs and that does not change; made before anything is written.
+
+    Attributes:
+      config, grid, programs, task, place: what is trained, when, and where it lies.
+      rates: numbers that the programs take as arguments.
+      fixed: the seeds, and a teacher's variables if there is one.
+      feed: (step, stop) -> what the steps of a chunk read.
+      test: the test set.
+      init: makes the state at step 0, and the report on its masks.
+      like: the state's shapes.
+      sizes: path -> number of weights of one seed, of the leaves that are (or could be) masked.
+      layers: path -> dense FLOPs of one example forward.
+    """
 
     config: Resolved
     grid: Grid
     programs: Programs
+    task: Task
+    place: Placement
     rates: dict[str, float]
-    train_x: jax.Array
-    train_y: jax.Array
+    fixed: dict[str, Any]
+    feed: Callable[[int, int], Any]
     test: TestSet
     init: Callable[[], tuple[TrainState, dict[str, Any]]]
     like: TrainState
     sizes: dict[str, int]
     layers: dict[str, int]
+
+    @property
+    def rates_of_a_step(self) -> dict[str, float]:
+        """What `Throughput` counts: steps, samples or tokens of all seeds, and their share of the devices' peak."""
+        examples = self.config["batch_size"] * len(self.config["seeds"])
+        peak = peak_of(jax.local_devices()[0].device_kind)
+        flops_of_a_step = flops.dense_training(sum(self.layers.values())) * examples
+        whole = peak * self.place.devices if peak else None
+        return rates_of_a_step(self.task.unit, self.task.units * examples, flops_of_a_step, whole)
 
 
 def prepare(config: Resolved) -> Trial:
@@ -82,34 +113,60 @@ def prepare(config: Resolved) -> Trial:
     Raises:
       ConfigError: as `train`.
     """
+    check_installed(config["log"])
     with span("data"):
-        dataset, train_x, train_y, test = _load(config["dataset"], config["data_dir"], json.dumps(config["data"]))
-    size, batch = len(dataset.train_y), config["batch_size"]
-    epoch = size // batch  # the incomplete last batch of an epoch is dropped
-    if epoch == 0:
-        raise ConfigError(f"batch_size: {batch} is more than the {size} training examples")
-    total = epoch * config["epochs"]
-    seeds = jnp.asarray(config["seeds"], jnp.int32)
-    transform = lambda seed: make_transform(config, total, sparsity=config["sparsity"], seed=seed)
-    state_of = lambda params, seeds: init_state(transform, params, seeds)
+        data = load(config)
     try:
-        programs = get_programs(config, dataset, epoch)
-        params = jax.eval_shape(programs.init_params, seeds)
-        like = jax.eval_shape(state_of, params, seeds)
+        model = make_model(config, data)
+        task, place = make_task(config, data, model), Placement(make_mesh(config["mesh"]))
+        _check_batch(config, place)
+        with span("data"):
+            examples, test = _on_devices(config, data, task, place)
+        total = examples.epoch_steps * config["epochs"]
+        teacher = make_teacher(config, data, task)
+        programs = get_programs(config, data, examples.epoch_steps, teacher)
+        seeds = jnp.asarray(config["seeds"], jnp.int32)
+        start = lambda params, model_state, seeds: _first_state(config, total, params, model_state, seeds)
+        variables = jax.eval_shape(programs.init_model, seeds)
+        like = jax.eval_shape(lambda *given: start(*given)[0], *variables, seeds)
     except ConfigError:
         raise
     except (ValueError, TypeError) as error:  # the model's or the method's refusal names the leaf and the value
         raise ConfigError(f"method {config['method']!r}, model {config['model']!r}: {error}") from error
 
-    def first_state(params, seeds):
-        state = state_of(params, seeds)
-        return state, mask_report(state, masks_by_path(state.opt_state))
+    def first_state(params, model_state, seeds):
+        state, report = start(params, model_state, seeds)
+        return place.keep(state), report
 
     first = jax.jit(first_state, compiler_options=hurried())
-    init = lambda: first(programs.init_params(seeds), seeds)
-    sizes, layers = _costs(config, dataset, params, like)
-    rates = rates_of(config)
-    return Trial(config, _grid(config, epoch), programs, rates, train_x, train_y, test, init, like, sizes, layers)
+    init = lambda: first(*programs.init_model(seeds), seeds)
+    sizes, layers = _costs(model, task, variables, like)
+    fixed = {"seeds": place.put(seeds), "teacher": place.put(teacher.variables) if teacher else {}}
+    feed = feeder(examples, config["seeds"], place.put)
+    grid, rates = _grid(config, examples.epoch_steps), rates_of(config)
+    return Trial(config, grid, programs, task, place, rates, fixed, feed, test, init, like, sizes, layers)
+
+
+def _first_state(config: Resolved, total: int, params: Any, model_state: Any, seeds: jax.Array):
+    transform = lambda seed: make_transform(config, total, sparsity=config["sparsity"], seed=seed)
+    state = init_state(transform, params, model_state, seeds, init=config["init"], ema=config["ema_decay"] > 0)
+    return state, mask_report(state, masks_by_path(state.opt_state))
+
+
+def state_shapes(config: Resolved, model: Any, task: Task) -> TrainState:
+    """The shapes of a run's state, which follow from its config and the data's shapes."""
+    total = config["warmup_steps"] + config["epochs"] + 1  # no shape hangs on how long it is
+    start = lambda seeds: _first_state(config, total, *init_model(model, task.example, seeds), seeds)[0]
+    return jax.eval_shape(start, jnp.asarray(config["seeds"], jnp.int32))
+
+
+def _check_batch(config: Resolved, place: Placement) -> None:
+    part = config["batch_size"] // config["accumulate"]
+    if part % place.devices:
+        parts = f" in {config['accumulate']} parts" if config["accumulate"] > 1 else ""
+        raise ConfigError(
+            f"batch_size: {config['batch_size']}{parts} cannot be split evenly over the {place.devices} devices of mesh"
+        )
 
 
 def _grid(config: Resolved, epoch: int) -> Grid:
@@ -119,21 +176,54 @@ def _grid(config: Resolved, epoch: int) -> Grid:
     return Grid(chunk, start, update, epoch, evaluate, save, epoch * config["epochs"])
 
 
-def _costs(config: Resolved, dataset: Dataset, params: Any, like: TrainState) -> tuple[dict[str, int], dict[str, int]]:
+def _costs(model: Any, task: Task, variables: Any, like: TrainState) -> tuple[dict[str, int], dict[str, int]]:
     """By path: the number of weights of each masked leaf of one seed, and the dense FLOPs of each layer."""
-    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), params)
-    model = make_model(config, dataset)
-    layers = flops.layer_flops(lambda params, x: model.apply({"params": params}, x), one, example_shape(dataset))
-    masked = set(masks_by_path(like.opt_state)) or {path for path, _ in named_leaves(select_leaves(one))}
-    return {path: prod(leaf.shape) for path, leaf in named_leaves(one) if path in masked}, layers
+    params, model_state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), variables)
+
+    def forward(params, x, model_state):
+        return model.apply({"params": params, **model_state}, x)
+
+    layers = flops.layer_flops(forward, params, task.example, model_state)
+    masked = set(masks_by_path(like.opt_state)) or {path for path, _ in named_leaves(select_leaves(params))}
+    return {path: prod(leaf.shape) for path, leaf in named_leaves(params) if path in masked}, layers
+
+
+def load(config: Resolved) -> Any:
+    """The data set of a config; trials of a sweep share it.
+
+    Raises:
+      ConfigError: it cannot be read.
+    """
+    return _load(config["dataset"], config["data_dir"], json.dumps(config["data"]))
 
 
 @lru_cache(maxsize=2)
-def _load(name: str, data_dir: str, args: str) -> tuple[Dataset, jax.Array, jax.Array, TestSet]:
-    """The data set on the host and on the device; trials of a sweep share it. `args` is JSON."""
+def _load(name: str, data_dir: str, args: str) -> Any:
     try:
-        dataset = DATASETS[name](data_dir, **json.loads(args))
+        return DATASETS[name](data_dir, **json.loads(args))
     except (ValueError, TypeError) as error:
         raise ConfigError(f"dataset {name!r}: {error}") from error
-    test = make_test_set(dataset.test_x, dataset.test_y)
-    return dataset, jnp.asarray(dataset.train_x), jnp.asarray(dataset.train_y), test
+
+
+def _on_devices(config: Resolved, data: Any, task: Task, place: Placement) -> tuple[Examples, TestSet]:
+    """The data on the devices; trials of a sweep share it."""
+    fields = ("dataset", "data_dir", "data", "batch_size", "epoch_steps", "mesh")
+    key = json.dumps([[config[field] for field in fields], task.name, task.units])
+    if key not in _placed:
+        while len(_placed) >= 2:
+            _placed.pop(next(iter(_placed)))
+        examples = make_examples(config, data, task)
+        largest = largest_batch(task.example, config["batch_size"])
+        put = place.put_split if place.mesh else jnp.asarray
+        test = make_test_set(
+            examples.test_x, examples.test_y, examples.test_real, largest=largest, multiple=place.devices, put=put
+        )
+        _placed[key] = data, examples._replace(arrays=place.put(examples.arrays)), test
+    held, examples, test = _placed[key]
+    if held is not data:  # the same name, loaded anew
+        del _placed[key]
+        return _on_devices(config, data, task, place)
+    return examples, test
+
+
+_placed: dict[str, tuple[Any, Examples, TestSet]] = {}
