@@ -179,8 +179,10 @@ def _run(arguments: argparse.Namespace, overrides: dict[str, str], console: Cons
         return 0
     from sparsejax.launch.names import known_names
 
-    for name, kind, line in known_names():
-        console.print(f"{name:<12} {kind:<8} {line}", markup=False, soft_wrap=True)
+    known = known_names()
+    width = max(len(name) for name, _, _ in known)
+    for name, kind, line in known:
+        console.print(f"{name:<{width}} {kind:<8} {line}", markup=False, soft_wrap=True)
     return 0
 
 

@@ -42,6 +42,12 @@ def test_logits_with_a_cache_equal_those_without(name):
     assert np.abs(expected[:, 1:] - expected[:, :-1]).max() > 0.1
 
 
+@partial(quick, static_argnums=0, static_argnames=("steps", "top_k", "context"))
+def generated(model, params, prompt_BxL, key, steps, temperature=1.0, top_k=None, context=None):
+    """`generate`, within a program that compiles in a hurry."""
+    return generate(model.apply, params, prompt_BxL, key, steps, temperature, top_k, context=context)
+
+
 def slowly(model, params, prompt_BxL, steps, context):
     """Without a cache, by the rule of `generate`: the window starts anew whenever `context` tokens are in it."""
     text, length = np.asarray(prompt_BxL), prompt_BxL.shape[1]
@@ -64,7 +70,7 @@ def slowly(model, params, prompt_BxL, steps, context):
 def test_texts_equal_those_of_a_loop_without_a_cache(name, length, steps, context):
     model, prompt = MODELS[name], texts(2, length, seed=3)
     params = drawn(model, spread=0.5)
-    new = generate(model.apply, params, prompt, KEY, steps, context=context)
+    new = generated(model, params, prompt, KEY, steps=steps, context=context)
     assert new.dtype == jnp.int32
     expected = slowly(model, params, prompt, steps, context or length + steps - 1)
     np.testing.assert_array_equal(new, expected)
@@ -72,13 +78,14 @@ def test_texts_equal_those_of_a_loop_without_a_cache(name, length, steps, contex
 
 
 def test_draws_depend_on_the_key_and_on_what_may_be_drawn():
-    model = MODELS["gpt"]
+    model = GPT(**(TINY | {"layers": 1}))
     params, prompt = drawn(model, spread=0.7), texts(3, 2)
-    text = lambda key, **options: generate(model.apply, params, prompt, key, 6, **options).tolist()
+    text = lambda key, **options: generated(model, params, prompt, key, steps=6, **options).tolist()
     assert text(KEY) == text(KEY)
     assert text(KEY) != text(jax.random.key(1))
     assert text(KEY, top_k=1) == text(jax.random.key(1), temperature=0.0)
-    assert generate(model.apply, params, prompt, KEY, 1).shape == (3, 1)
+    one = generate(model.apply, params, prompt, KEY, 1)
+    assert one.tolist() == [row[:1] for row in text(KEY)]
 
 
 def test_one_program_serves_every_temperature():
@@ -97,7 +104,8 @@ def test_frequencies_follow_the_softmax_of_the_likeliest(temperature, top_k):
     expected[kept] = np.exp(logits[kept] / temperature)
     expected /= expected.sum()
     rows = jnp.broadcast_to(logits, (20_000, 5))
-    drawn = np.bincount(sample(rows, KEY, temperature, top_k), minlength=5) / 20_000
+    draws = quick(partial(sample, temperature=temperature, top_k=top_k))(rows, KEY)
+    drawn = np.bincount(draws, minlength=5) / 20_000
     assert (drawn[expected == 0] == 0).all()
     assert (np.abs(drawn - expected) <= 5 * np.sqrt(expected / 20_000)).all()
 

@@ -157,6 +157,9 @@ def test_what_the_format_cannot_hold(tmp_path, words, options):
     with pytest.raises(ValueError, match=f"^{words}"):
         gpt2_to(tmp_path / "new", model.clone(**options), params)
     assert not (tmp_path / "new").exists()
+    with pytest.raises(ValueError, match=r"^params: GPT-2's format has no place for leaf 'extra/x'"):
+        gpt2_to(tmp_path / "new", model, params | {"extra": {"x": jnp.ones(1)}})
+    assert not (tmp_path / "new").exists()
 
 
 def test_other_names_for_the_same_tensors(tmp_path):
@@ -190,6 +193,7 @@ WRONG = {
     "config.json: add_cross_attention=True is not supported": changed(add_cross_attention=True),
     "config.json: tie_word_embeddings=False is not supported": changed(tie_word_embeddings=False),
     "config.json: activation_function='swish' is not supported; only gelu": changed(activation_function="swish"),
+    r"config.json: activation_function=\['relu'\] is not supported": changed(activation_function=["relu"]),
     "config.json: n_layer='2' is not an integer >= 1": changed(n_layer="2"),
     "config.json: n_inner=0 is not an integer >= 1": changed(n_inner=0),
     "config.json: n_head=5 does not divide n_embd=12": changed(n_head=5),

@@ -76,7 +76,7 @@ def test_every_field_reaches_the_model(write):
     model, variables = load_vit(folder, remat=True, dtype="bfloat16")
     assert (model.qkv_bias, model.dropout, model.activation, model.remat) == (False, 0.25, "gelu_tanh", True)
     assert model.dtype == "bfloat16" and variables["params"]["head"]["kernel"].dtype == jnp.float32
-    assert "bias" not in variables["params"]["block0"]["attention"]["query"]
+    assert "bias" not in variables["params"]["block_0"]["attention"]["query"]
     model = model.clone(dtype="float32", activation="gelu")
     np.testing.assert_allclose(model.apply(variables, IMAGES), oracle(tensors, epsilon=0.5), rtol=1e-4, atol=1e-5)
 
@@ -102,7 +102,7 @@ def test_half_precision_tensors_become_float32(write):
     half["classifier.weight"] = tensors["classifier.weight"].astype(np.float16)
     _, variables = load_vit(write(half))
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(variables)} == {"float32"}
-    query = variables["params"]["block1"]["attention"]["query"]["kernel"]
+    query = variables["params"]["block_1"]["attention"]["query"]["kernel"]
     np.testing.assert_array_equal(query, half["vit.encoder.layer.1.attention.attention.query.weight"].T.astype("f4"))
 
 
@@ -114,14 +114,14 @@ def changed(**changes):
 
 ONES = np.ones((2, 2), np.float32)
 BAD_TENSORS = [
-    ({"vit__layernorm__weight": None}, "no tensor 'vit.layernorm.weight', which config.json asks for"),
-    ({"vit__layernorm__gamma": ONES}, "unknown tensor 'vit.layernorm.gamma', which config.json gives no place to"),
+    ({"vit__layernorm__weight": None}, "has no tensor 'vit.layernorm.weight'"),
+    ({"vit__layernorm__gamma": ONES}, "unknown tensor 'vit.layernorm.gamma'"),
     (
         {"vit__encoder__layer__2__output__dense__weight": ONES},
         "unknown tensor 'vit.encoder.layer.2.output.dense.weight'",
     ),
-    ({"classifier__weight": np.ones((8, 3), np.float32)}, r"'classifier.weight' has shape \(8, 3\), not \(3, 8\)"),
-    ({"classifier__bias": np.ones(3, np.int64)}, "'classifier.bias' is I64, not F64, F32, F16 or BF16"),
+    ({"classifier__weight": np.ones((8, 3), np.float32)}, r"'classifier.weight' has shape \[8, 3\], expected \[3, 8\]"),
+    ({"classifier__bias": np.ones(3, np.int64)}, "'classifier.bias' holds int64, expected floats"),
 ]
 
 
@@ -139,6 +139,7 @@ BAD_FIELDS = [
     ({"hidden_size": "8"}, "hidden_size: '8' is not a value like 768"),
     ({"hidden_size": True}, "hidden_size: True is not a value like 768"),
     ({"num_hidden_layers": 0}, "num_hidden_layers: 0 is not at least 1"),
+    ({"num_hidden_layers": 10**9}, "num_hidden_layers: 1000000000 is more than the 40 tensors that are there"),
     ({"num_attention_heads": 3}, "num_attention_heads: 3 do not divide hidden_size 8"),
     ({"hidden_act": "silu"}, "hidden_act: 'silu' is not 'gelu' or 'gelu_new'"),
     ({"attention_probs_dropout_prob": 0.1}, "attention_probs_dropout_prob: 0.1 is not 0.0"),
@@ -157,26 +158,27 @@ def test_bad_fields_are_one_line_with_file_and_field(write, changes, message):
 
 def test_another_image_size_does_not_fit_the_positions(write):
     folder = write(checkpoint(), image_size=16)
-    with pytest.raises(ValueError, match=r"position_embeddings' has shape \(1, 5, 8\), not \(1, 17, 8\) as in config"):
+    with pytest.raises(ValueError, match=r"position_embeddings' has shape \[1, 5, 8\], expected \[1, 17, 8\]"):
         load_vit(folder)
 
 
 def test_missing_and_damaged_files(write, tmp_path):
-    with pytest.raises(ValueError, match=r"config.json: No such file or directory; a Hugging Face folder has config"):
+    with pytest.raises(ValueError, match=r": has no config.json"):
         load_vit(tmp_path)
     folder = write(checkpoint())
     whole = (folder / "model.safetensors").read_bytes()
     for damaged in (b"", whole[:100], whole[:-1], b"\xff" * 8 + whole[8:], b"{" + whole[1:]):
         (folder / "model.safetensors").write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"model.safetensors: not a safetensors file: "):
+        with pytest.raises(ValueError, match=r"model.safetensors: cannot be read as safetensors: "):
             load_vit(folder)
     (folder / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"model.safetensors: no such file$"):
+    with pytest.raises(ValueError, match=r": has no model.safetensors$"):
         load_vit(folder)
     (folder / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"no such file; pickles and shards \(pytorch_model.bin\) are not read"):
+    with pytest.raises(ValueError, match=r"has no model.safetensors; pickles and shards \(pytorch_model.bin\) are"):
         load_vit(folder)
-    for text, message in (("{", "not JSON"), ("[1]", "list is not a JSON object")):
+    (folder / "model.safetensors").write_bytes(whole)
+    for text, message in (("{", "as JSON"), ("[" * 10**5, "as JSON"), ("[1]", "holds list, expected an object")):
         (folder / "config.json").write_text(text)
         with pytest.raises(ValueError, match=message):
             load_vit(folder)

@@ -349,7 +349,7 @@ STARTS = {
     "wrn": ({"depth": 10}, "stage3_block1/conv2/kernel", "kaiming_fan_in"),
     "vgg11": ({"width": 16}, "stage5_conv1/kernel", "kaiming_fan_out"),
     "mobilenet_v1": ({"width": 0.25}, "block13_pointwise/kernel", "lecun_normal"),
-    "vit": ({"width": 64, "heads": 4, "depth": 1, "patch": 4}, "block0/mlp_in/kernel", "normal_0.02"),
+    "vit": ({"width": 64, "heads": 4, "depth": 1, "patch": 4}, "block_0/mlp_in/kernel", "normal_0.02"),
 }
 
 

@@ -74,6 +74,11 @@ def test_bfloat16_is_near_float32():
     assert rounded.dtype == jnp.float32 and 0 < np.abs(exact - rounded).max() < 0.05 * np.abs(exact).max()
 
 
+def test_lists_from_configs_make_the_same_module():
+    listed, model = RNN(**(TINY | {"readout": [5]})), RNN(**TINY)
+    assert listed == model and hash(listed) == hash(model)
+
+
 def test_dropout_is_for_training():
     model, tokens = RNN(**TINY, dropout=0.5), texts(length=9, vocab=7)
     params = drawn(model)
@@ -87,7 +92,9 @@ def test_dropout_is_for_training():
     [
         ("cell: unknown 'rnn'; one of gru, lstm", dict(cell="rnn")),
         ("hidden: 0 is not an integer >= 1", dict(hidden=0)),
-        (r"dropout: -0.1 is not in \[0, 1\)", dict(dropout=-0.1)),
+        (r"dropout: -0.1 is not a number in \[0, 1\)", dict(dropout=-0.1)),
+        (r"readout: \[5, 0\] is not a list of integers >= 1", dict(readout=[5, 0])),
+        ("readout: 5 is not a list", dict(readout=5)),
         ("dtype: unknown 'half'", dict(dtype="half")),
     ],
 )

@@ -17,10 +17,8 @@ from sparsejax.masks import get_masks
 from sparsejax.training import ConfigError, classification, language, resolve, train
 from sparsejax.training.checkpoint import Checkpoints
 from sparsejax.training.evaluation import make_test_set
-from sparsejax.training.language import cut_test
 from sparsejax.training.metrics import read_metrics
 from sparsejax.training.model import evaluated, make_model
-from sparsejax.training.order import window_starts
 from sparsejax.training.state import averaged
 from sparsejax.training.step import make_step, step_key
 from sparsejax.training.tasks import make_task
@@ -106,17 +104,20 @@ def test_results_of_a_classifier(runs):
 
 
 def test_results_of_a_language_model(runs):
-    """Every test token but the first is predicted once, from its own window alone."""
+    """Every test token but the first is predicted once, from its own window alone; the last one ends with the text."""
     workdir, result = runs("words")
     assert (result["task"], result["metric"], "accuracy" in result) == ("language", "loss", False)
     state, data = state_of(CASES["words"], workdir), pangram()
     model = make_model(resolve(CASES["words"]), data)
     params, total = one_seed(state.params), 0.0
-    for start in range(0, len(data.test) - 1, model.context):
+    targets = len(data.test) - 1
+    for first in range(0, targets, model.context):
+        start = min(first, targets - model.context)
         window = data.test[start : start + model.context + 1].astype(np.int32)
         logits = np.asarray(evaluated(model, params, {}, jnp.asarray(window[None, :-1]))[0], np.float64)
-        total += (np.log(np.exp(logits).sum(1)) - logits[np.arange(len(window) - 1), window[1:]]).sum()
-    loss = total / (len(data.test) - 1)
+        losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(model.context), window[1:]]
+        total += losses[first - start :].sum()
+    loss = total / targets
     np.testing.assert_allclose(result["loss"][0], loss, rtol=1e-5)
     np.testing.assert_allclose(result["perplexity"][0], math.exp(loss), rtol=1e-4)
     np.testing.assert_allclose(result["bits_per_character"][0], loss / math.log(2), rtol=1e-5)  # a letter a token
@@ -134,22 +135,29 @@ def test_characters_of_longer_tokens():
     ).scores({"loss": np.float32([1.0])}, 1)
 
 
-@pytest.mark.parametrize("size, context", [(2, 5), (6, 5), (7, 5), (100, 12)])
+@pytest.mark.parametrize("size, context", [(6, 5), (7, 5), (100, 12)])
 def test_windows_of_the_test_set(size, context):
-    tokens = np.arange(size)
-    x, y, real = cut_test(tokens, context)
+    """Every token but the first is predicted once, by those right before it."""
+    data = pangram()._replace(test=np.arange(size))
+    task = types.SimpleNamespace(units=context)
+    examples = language.examples(resolve(WORDS), data, task)
+    x, y, real = examples.test_x, examples.test_y, examples.test_real
     assert x.shape == y.shape == real.shape and x.shape[1] == context
-    np.testing.assert_array_equal(y[real], tokens[1:])
-    np.testing.assert_array_equal(x[real], tokens[:-1])
+    assert sorted(y[real].tolist()) == list(range(1, size))
+    np.testing.assert_array_equal(y, x + 1)
     test = make_test_set(x, y, real, largest=2, multiple=4)
     assert test.size == size - 1 and test.x.shape[1] % 4 == 0 and int(test.real.sum()) == size - 1
 
 
 def test_windows_of_the_training_set():
-    starts = [np.asarray(window_starts([3, 5], epoch, 5000, 40)) for epoch in (0, 1)]
-    assert {0, 39} <= set(starts[0].ravel().tolist()) <= set(range(40))
+    config, context = resolve(WORDS | {"epoch_steps": 100}), 12
+    examples = language.examples(config, pangram(), types.SimpleNamespace(units=context))
+    starts = [np.asarray(examples.draw([3, 5], epoch)) for epoch in (0, 1)]
+    last = len(pangram().train) - context - 1
+    assert {0, last} <= set(starts[0].ravel().tolist()) <= set(range(last + 1))
+    assert starts[0].shape == (2, 100 * config["batch_size"])
     assert len({row.tobytes() for pair in starts for row in pair}) == 4
-    np.testing.assert_array_equal(window_starts([5], 1, 5000, 40)[0], starts[1][1])
+    np.testing.assert_array_equal(examples.draw([5], 1)[0], starts[1][1])
     data = pangram()
     task = make_task(resolve(WORDS), data, make_model(resolve(WORDS), data))
     x, y = task.gather(jnp.asarray(data.train), jnp.asarray([[0, 7], [700, len(data.train) - 13]]))

@@ -9,7 +9,8 @@ import numpy as np
 from sparsejax.training.compiling import hurried
 
 KEY = jax.random.key(0)
-quick = partial(jax.jit, compiler_options=hurried())
+# Each program here runs a few times, on few numbers: compiled without any optimisation, where XLA has that option.
+quick = partial(jax.jit, compiler_options=dict.fromkeys(hurried(), 0))
 
 
 def shapes(model, length=1):

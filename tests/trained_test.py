@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 import small_models
 from PIL import Image
-from small_models import IMAGES, LETTERS, WORDS, Previous, colours, pangram
+from small_models import IMAGES, LETTERS, WORDS, colours
 
 from sparsejax import cli
 from sparsejax.training import ConfigError, resolve, train
 from sparsejax.training.checkpoint import Checkpoints
 from sparsejax.training.distillation import distilled
 from sparsejax.training.model import evaluated, make_model
-from sparsejax.training.sampling import continued
 from sparsejax.training.trained import load_trained, of_seed
 from sparsejax.training.trial import prepare
 
 TEACHER = IMAGES | {"method": "static", "sparsity": 0.3, "seeds": [3, 5], "ema_decay": 0.5, "keep_best": True}
-TEXT = WORDS | {"seeds": [4], "epochs": 12}
+GPT = {"layers": 1, "width": 16, "heads": 2, "context": 12}
+TEXT = WORDS | {"model": "gpt", "model_args": GPT, "seeds": [4], "epochs": 4}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -170,6 +170,7 @@ def test_mistakes(teacher, writer, tmp_path, capsys):
         ([*sample, "--prompt", ""], ["--prompt", "empty"]),
         ([*sample, "--prompt", "the", "--trained-seed", "0"], ["seed: 0", "4"]),
         ([*sample, "--temperature=-1"], ["--temperature", "-1"]),
+        ([*sample, "--prompt", "the", "--tokens=0"], ["--tokens", "0"]),
         ([*sample, "--promt", "a"], ["--promt", "'--prompt'"]),
     ):
         assert cli.main(arguments) == 2
@@ -189,19 +190,3 @@ def test_text(writer, capsys):
     assert all(
         len(text) == len("the quick") + 30 and set(text) <= set(LETTERS) for text in texts if text == text.strip()
     )
-
-
-def test_tokens_one_by_one():
-    """Against a loop in plain Python that hands the model exactly the last `context` tokens."""
-    model = Previous(vocab=7, context=4, width=8)
-    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
-    params = jax.tree.map(lambda w: 3 * w, params)
-    for prompt in ([1], [1, 2, 3, 4, 5, 6]):
-        found = continued(model, params, {}, np.asarray(prompt), jax.random.key(0), 9, temperature=0.0)
-        text = list(prompt)
-        for _ in range(9):
-            logits = evaluated(model, params, {}, jnp.asarray([text[-4:]]))
-            text.append(int(logits[0, -1].argmax()))
-        assert found.tolist() == text[len(prompt) :]
-    draws = continued(model, params, {}, np.asarray([1]), jax.random.key(1), 40, top_k=2).tolist()
-    assert len(set(draws)) > 1 and len(pangram().test) == 100

@@ -12,7 +12,8 @@ import pytest
 import sparsejax
 from sparsejax import flops
 from sparsejax.leaves import named_leaves
-from sparsejax.models.vit import ViT, sincos_positions, stack_blocks, unstack_blocks
+from sparsejax.models.scanned import stack_blocks, unstack_blocks
+from sparsejax.models.vit import ViT, sincos_positions
 from sparsejax.training.compiling import hurried
 
 quick = functools.partial(jax.jit, compiler_options=hurried())
@@ -40,7 +41,7 @@ def as_tensors(params):
     names = {
         "final_norm": "vit.layernorm", "head": "classifier",
         "patch_embed": "vit.embeddings.patch_embeddings.projection",
-        **{f"block{i}/{ours}": f"vit.encoder.layer.{i}.{theirs}" for i in range(9) for ours, theirs in parts.items()},
+        **{f"block_{i}/{ours}": f"vit.encoder.layer.{i}.{theirs}" for i in range(9) for ours, theirs in parts.items()},
     }  # fmt: skip
     tensors = {}
     for path, leaf in named_leaves(params):
@@ -94,7 +95,7 @@ def test_scan_and_remat_compute_what_the_loop_does():
     looped = SMALL.clone(depth=2)
     params = random_params(looped)
     stacked = stack_blocks(params)
-    assert "block1" not in stacked and stacked["blocks"]["mlp_in"]["kernel"].shape == (2, 8, 12)
+    assert "block_1" not in stacked and stacked["blocks"]["mlp_in"]["kernel"].shape == (2, 8, 12)
     again = unstack_blocks(stacked)
     assert jax.tree.structure(again) == jax.tree.structure(params)
     for path, leaf in named_leaves(again):
@@ -159,7 +160,7 @@ def test_flops_of_loop_scan_and_remat(scan, remat):
     counted = flops.layer_flops(lambda params, x: model.apply({"params": params}, x), params, x)
     layers = {f"attention/{part}/kernel": 2 * 5 * 8 * 8 for part in ("query", "key", "value", "out")}
     layers |= {"mlp_in/kernel": 2 * 5 * 8 * 12, "mlp_out/kernel": 2 * 5 * 8 * 12}
-    blocks = {f"block{i}/{path}": count for i in range(3) for path, count in layers.items()}
+    blocks = {f"block_{i}/{path}": count for i in range(3) for path, count in layers.items()}
     if scan:
         blocks = {f"blocks/{path}": 3 * count for path, count in layers.items()}
     rest = {"patch_embed/kernel": 2 * 4 * 48 * 8, "head/kernel": 2 * 8 * 3, "": 3 * 2 * (2 * 5 * 5 * 8)}
@@ -176,12 +177,12 @@ def test_stochastic_depth_drops_whole_branches_of_samples(scan):
 
     # The first block is never dropped; each of the last one's branches is 0 or doubled.
     def scaled(attention, mlp):
-        block = dict(params["block1"])
+        block = dict(params["block_1"])
         block["attention"] = block["attention"] | {
             "out": jax.tree.map(lambda a: a * attention, block["attention"]["out"])
         }
         block["mlp_out"] = jax.tree.map(lambda a: a * mlp, block["mlp_out"])
-        return params | {"block1": block}
+        return params | {"block_1": block}
 
     plain = quick(model.clone(scan=False).apply)
     cases = [plain({"params": scaled(a, m)}, IMAGES[:1])[0] for a in (0.0, 2.0) for m in (0.0, 2.0)]

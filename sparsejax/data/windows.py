@@ -24,13 +24,20 @@ def windows_per_epoch(length: int, context: int) -> int:
 
 
 def window_starts(
-    seeds: Sequence[int], epoch: int, length: int, context: int, batch: int, *, order: str = "random"
+    seeds: Sequence[int],
+    epoch: int,
+    length: int,
+    context: int,
+    batch: int,
+    *,
+    order: str = "random",
+    steps: int | None = None,
 ) -> np.ndarray:
     """Where the windows of an epoch begin: for each seed a function of (seed, epoch) and the sizes alone.
 
-    An epoch has windows_per_epoch // batch steps, so about as many tokens as the text. "random": each start is drawn
-    by itself from 0..length - context - 1. "consecutive": the windows lie end to end, from a start that is drawn, in
-    an order that is drawn, so that no token is predicted twice in an epoch.
+    By default an epoch has windows_per_epoch // batch steps, so about as many tokens as the text. "random": each start
+    is drawn by itself from 0..length - context - 1. "consecutive": the windows lie end to end, from a start that is
+    drawn, in an order that is drawn, so that no token is predicted twice in an epoch.
 
     Args:
       seeds: S integers, 0..2**63 - 1.
@@ -39,6 +46,7 @@ def window_starts(
       context: inputs of a window; it takes one token more, the last target.
       batch: windows in a step.
       order: "random" or "consecutive".
+      steps: of an epoch, where the order is random; None is the default.
 
     Returns:
       (S, steps, batch), int32, or int64 for texts from 2**31 tokens on.
@@ -54,6 +62,8 @@ def window_starts(
     """
     check_choice("windows", order, ORDERS)
     windows = windows_per_epoch(length, context)
+    if steps is not None and order == "random":
+        windows = steps * batch
     steps = windows // check_integer("batch_size", batch, 1, windows)
     rows = [_starts(generator(seed, epoch), length, context, windows, order)[: steps * batch] for seed in seeds]
     return np.stack(rows).reshape(len(rows), steps, batch).astype(np.int32 if length < 1 << 31 else np.int64)

@@ -40,22 +40,23 @@ def run_sample(workdir: Path, wanted: Wanted, console: Console) -> int:
     import jax
     import numpy as np
 
+    from sparsejax.models.decoding import generate
     from sparsejax.training.errors import ConfigError
-    from sparsejax.training.sampling import continued
     from sparsejax.training.trained import load_trained, of_seed
 
     try:
         trained = load_trained(workdir)
         if trained.task.name != "language":
             raise InputError(f"--workdir: {workdir} has a classifier; sparsejax predict is for that")
-        params, model_state = of_seed(trained, wanted.trained_seed)
+        params, _ = of_seed(trained, wanted.trained_seed)
     except ConfigError as error:
         raise InputError(f"--workdir: {error}") from error
-    prompt = _encoded(trained.data, wanted.prompt)
-    key = jax.random.key(wanted.seed)
-    top_k = wanted.top_k or None
-    new = continued(trained.model, params, model_state, prompt, key, wanted.tokens, wanted.temperature, top_k)
-    say(console, wanted.prompt + trained.data.decode(np.asarray(new).tolist()))
+    if not wanted.tokens:
+        raise InputError("--tokens: 0 is not at least 1")
+    prompt, key, model = _encoded(trained.data, wanted.prompt), jax.random.key(wanted.seed), trained.model
+    draw = wanted.tokens, wanted.temperature, wanted.top_k or None
+    new = generate(model.apply, params, prompt[None], key, *draw, context=int(model.context))
+    say(console, wanted.prompt + trained.data.decode(np.asarray(new)[0].tolist()))
     return 0
 
 

@@ -20,8 +20,9 @@ from sparsejax.models.resnet import (
     resnet_cifar,
 )
 from sparsejax.models.rnn import GRU, LSTM
+from sparsejax.models.scanned import stack_blocks, unstack_blocks
 from sparsejax.models.vgg import VGG, vgg11, vgg16, vgg19
-from sparsejax.models.vit import ViT, stack_blocks, unstack_blocks, vit, vit_b, vit_s, vit_ti
+from sparsejax.models.vit import ViT, vit_b, vit_s, vit_ti
 from sparsejax.models.wide_resnet import WideResNet, wrn, wrn16_8, wrn22_2, wrn28_10
 
 # name in a config -> module class or constructor; the first line of its docstring is what `sparsejax list` shows
@@ -48,7 +49,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "vgg11": vgg11,
     "vgg16": vgg16,
     "vgg19": vgg19,
-    "vit": vit,
+    "vit": ViT,
     "vit_b": vit_b,
     "vit_s": vit_s,
     "vit_ti": vit_ti,

@@ -69,9 +69,9 @@ def named_attention(attention: str | Attention) -> Attention:
       >>> named_attention("dense") is dense
       True
     """
-    if not isinstance(attention, str):
+    if callable(attention):
         return attention
-    if attention not in ATTENTIONS:
+    if not isinstance(attention, str) or attention not in ATTENTIONS:
         raise ValueError(f"attention: unknown {attention!r}; one of {', '.join(sorted(ATTENTIONS))}, or a function")
     return ATTENTIONS[attention]
 

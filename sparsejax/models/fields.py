@@ -13,9 +13,22 @@ _DTYPES = ("float32", "bfloat16", "float16")
 def check_sizes(module: Any, *names: str) -> None:
     """Raises ValueError where an attribute is not an integer >= 1."""
     for name in names:
-        value = getattr(module, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        if not _is_size(value := getattr(module, name)):
             raise ValueError(f"{name}: {value!r} is not an integer >= 1")
+
+
+def check_widths(module: Any, name: str) -> None:
+    """Raises ValueError where an attribute is not a list or tuple of integers >= 1."""
+    value = getattr(module, name)
+    if not isinstance(value, list | tuple) or not all(map(_is_size, value)):
+        raise ValueError(f"{name}: {value!r} is not a list of integers >= 1")
+
+
+def check_flags(module: Any, *names: str) -> None:
+    """Raises ValueError where an attribute is not True or False."""
+    for name in names:
+        if not isinstance(value := getattr(module, name), bool):
+            raise ValueError(f"{name}: {value!r} is not true or false")
 
 
 def check_choice(module: Any, name: str, known: Iterable[str]) -> None:
@@ -25,13 +38,22 @@ def check_choice(module: Any, name: str, known: Iterable[str]) -> None:
 
 
 def check_rate(module: Any, name: str) -> None:
-    """Raises ValueError where an attribute is no dropout rate."""
-    if not 0 <= getattr(module, name) < 1:
-        raise ValueError(f"{name}: {getattr(module, name)!r} is not in [0, 1)")
+    """Raises ValueError where an attribute is not a number in [0, 1)."""
+    value = getattr(module, name)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1:
+        raise ValueError(f"{name}: {value!r} is not a number in [0, 1)")
 
 
 def check_dtype(module: Any, name: str) -> None:
     """Raises ValueError where an attribute is not a dtype to compute in, or its name."""
     dtype = getattr(module, name)
-    if (dtype if isinstance(dtype, str) else jnp.dtype(dtype).name) not in _DTYPES:
+    try:
+        known = (dtype if isinstance(dtype, str) else jnp.dtype(dtype).name) in _DTYPES
+    except TypeError:
+        known = False
+    if not known:
         raise ValueError(f"{name}: unknown {dtype!r}; one of {', '.join(_DTYPES)}")
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

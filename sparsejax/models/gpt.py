@@ -12,7 +12,7 @@ from jax import lax
 
 from sparsejax.leaves import Layout, flax_layout, stacked
 from sparsejax.models.attention import Attention, named_attention
-from sparsejax.models.fields import check_choice, check_dtype, check_rate, check_sizes
+from sparsejax.models.fields import check_choice, check_dtype, check_flags, check_rate, check_sizes
 from sparsejax.models.gpt_block import ACTIVATIONS, Block, Spec
 
 
@@ -170,6 +170,8 @@ def _check(gpt: GPT) -> None:
     if gpt.positions == "rotary" and gpt.width // gpt.heads % 2:
         raise ValueError(f"positions: 'rotary' needs an even width of a head, not {gpt.width // gpt.heads}")
     check_rate(gpt, "dropout")
+    check_rate(gpt, "norm_epsilon")
+    check_flags(gpt, "bias", "tied", "scan", "remat")
     check_dtype(gpt, "dtype")
     named_attention(gpt.attention)
 

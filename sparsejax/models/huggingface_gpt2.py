@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from sparsejax.models.gpt import GPT
 from sparsejax.models.gpt_block import ACTIVATIONS
-from sparsejax.models.safetensors_folder import CONFIG, TENSORS, read_folder, take, write_folder
+from sparsejax.models.safetensors_folder import CONFIG, TENSORS, check_all_taken, read_folder, take, write_folder
 from sparsejax.models.scanned import stack_blocks, unstack_blocks
 
 # field of config.json -> the only value that GPT computes; a field that is missing has it
@@ -101,7 +101,7 @@ def gpt2_to(folder: str | Path, model: GPT, params: Mapping[str, Any]) -> None:
     tensors = {}
     for name, shape, paths in _tensors(model):
         try:
-            parts = [np.asarray(leaves[path], np.float32) for path in paths]
+            parts = [np.asarray(leaves.pop(path), np.float32) for path in paths]
         except KeyError as error:
             raise ValueError(f"params: no leaf {error.args[0]!r}") from error
         tensor = np.concatenate(parts, axis=-1)
@@ -110,6 +110,8 @@ def gpt2_to(folder: str | Path, model: GPT, params: Mapping[str, Any]) -> None:
         if tensor.shape != shape:
             raise ValueError(f"params: {', '.join(paths)} make {name!r} of shape {tensor.shape}, expected {shape}")
         tensors[_PREFIX + name] = tensor
+    if leaves:
+        raise ValueError(f"params: GPT-2's format has no place for leaf {min(leaves)!r}")
     sizes = {field: getattr(model, attribute) for attribute, (field, _) in _SIZES.items()}
     other = {
         "activation_function": model.activation,
@@ -163,7 +165,7 @@ def _fields(file: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     if out["width"] % out["heads"]:
         raise ValueError(f"{file}: n_head={out['heads']} does not divide n_embd={out['width']}")
     activation = config.get("activation_function", "gelu_new")
-    if activation not in _ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in _ACTIVATIONS:
         raise ValueError(f"{file}: activation_function={activation!r} is not supported; only {', '.join(_ACTIVATIONS)}")
     out["dropout"] = [number(field, 0.1, 1) for field in _RATES]
     return out | {
@@ -186,8 +188,5 @@ def _params(file: Path, model: GPT, tensors: dict[str, np.ndarray]) -> dict[str,
         head = take(tensors, _HEAD, (model.vocab, model.width), file)
         if not np.array_equal(head, leaves["token_embed/embedding"]):
             raise ValueError(f"{file}: tensor {_HEAD!r} differs from the embeddings; only a tied head is supported")
-    if tensors:
-        raise ValueError(
-            f"{file}: unknown tensor {min(tensors)!r}" + f" and {len(tensors) - 1} more" * (len(tensors) > 1)
-        )
+    check_all_taken(tensors, file)
     return unflatten_dict({path: jnp.asarray(leaf) for path, leaf in leaves.items()}, sep="/")

@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparsejax.models.huggingface import FolderConfig, read_tensors, tensor_names
-from sparsejax.models.vit import ViT, stack_blocks
+from sparsejax.models.huggingface_fields import Fields
+from sparsejax.models.safetensors_folder import CONFIG, TENSORS, check_all_taken, read_folder, take
+from sparsejax.models.scanned import stack_blocks
+from sparsejax.models.vit import ViT
 
 _ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
 
@@ -37,8 +39,9 @@ def load_vit(
 
     Source: Dosovitskiy et al., An Image is Worth 16x16 Words (2021); names of `transformers`.
     """
-    config = FolderConfig(folder, "vit")
-    names = tensor_names(folder)
+    values, tensors = read_folder(folder)
+    config, file, names = Fields(Path(folder) / CONFIG, values), Path(folder) / TENSORS, list(tensors)
+    config.get("model_type", "vit", ("vit",))
     prefix = "vit." if any(name.startswith("vit.") for name in names) else ""
     has_head = any(name.startswith("classifier.") for name in names)
     if classes is None and not has_head:
@@ -46,21 +49,27 @@ def load_vit(
     model = _model(config, names, classes, scan=scan, remat=remat, dtype=dtype)
     shapes = _shapes(config, model, prefix, has_head and classes is None)
     ignored = (f"{prefix}pooler.dense.*", f"{prefix}embeddings.mask_token", *(("classifier.*",) if classes else ()))
-    tensors = read_tensors(folder, shapes, ignored)
-    params = _params(tensors, model, prefix)
+    taken = {name: take(tensors, name, shape, file) for name, shape in shapes.items()}
+    check_all_taken(tensors, file, ignored)
+    params = _params(taken, model, prefix)
     return model, {"params": stack_blocks(params) if scan else params}
 
 
-def _model(config: FolderConfig, names: list[str], classes: int | None, **options: Any) -> ViT:
+def _model(config: Fields, names: list[str], classes: int | None, **options: Any) -> ViT:
     """The module that a config.json describes."""
     config.get("attention_probs_dropout_prob", 0.0, (0.0, 0))
     width, heads = config.size("hidden_size", 768), config.size("num_attention_heads", 12)
     if width % heads:
         raise ValueError(f"{config.file}: num_attention_heads: {heads} do not divide hidden_size {width}")
+    depth = config.size("num_hidden_layers", 12)
+    if depth > len(names):  # before a list of the tensors of a billion layers is made
+        raise ValueError(
+            f"{config.file}: num_hidden_layers: {depth} is more than the {len(names)} tensors that are there"
+        )
     return ViT(
         _classes(config) if classes is None else classes,
         width,
-        config.size("num_hidden_layers", 12),
+        depth,
         heads,
         config.size("intermediate_size", 3072),
         config.size("patch_size", 16),
@@ -72,13 +81,13 @@ def _model(config: FolderConfig, names: list[str], classes: int | None, **option
     )
 
 
-def _classes(config: FolderConfig) -> int:
+def _classes(config: Fields) -> int:
     """Number of labels: `id2label`'s, as `transformers` writes it, or `num_labels`, or its default 2."""
     labels = config.get("id2label", {})
     return len(labels) or config.size("num_labels", 2)
 
 
-def _shapes(config: FolderConfig, model: ViT, prefix: str, with_head: bool) -> dict[str, tuple[int, ...]]:
+def _shapes(config: Fields, model: ViT, prefix: str, with_head: bool) -> dict[str, tuple[int, ...]]:
     """Name -> shape of each tensor of the checkpoint."""
     width, hidden, patch = model.width, model.mlp_width or 4 * model.width, model.patch
     side, channels = config.size("image_size", 224), config.size("num_channels", 3)
@@ -147,7 +156,7 @@ def _params(tensors: dict[str, np.ndarray], model: ViT, prefix: str) -> dict[str
         "cls_token": jnp.asarray(tensors[f"{prefix}embeddings.cls_token"]),
         "pos_embed": jnp.asarray(tensors[f"{prefix}embeddings.position_embeddings"]),
         "patch_embed": layer(f"{prefix}embeddings.patch_embeddings.projection"),
-        **{f"block{index}": block(index) for index in range(model.depth)},
+        **{f"block_{index}": block(index) for index in range(model.depth)},
         "final_norm": layer(f"{prefix}layernorm"),
         "head": layer("classifier") if "classifier.weight" in tensors else new_head,
     }

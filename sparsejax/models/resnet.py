@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from sparsejax.models.layers import as_images, batch_norm, chosen, conv, head
+from sparsejax.models.named_size import named_size
 
 STEMS = {"cifar": (3, 1), "imagenet": (7, 2)}  # kernel and stride
 SHORTCUTS = {"projection": False, "pad": True}
@@ -144,87 +145,42 @@ def resnet_cifar(
     )
 
 
-def resnet20(
+def _imagenet(
     classes: int,
     *,
-    width: int = 16,
-    shortcut: str = "projection",
-    initializer: str = "kaiming_fan_in",
-    dtype: Any = "float32",
-) -> ResNet:
-    """ResNet-20 for CIFAR, see `resnet_cifar`."""
-    return resnet_cifar(classes, depth=20, width=width, shortcut=shortcut, initializer=initializer, dtype=dtype)
-
-
-def resnet32(
-    classes: int,
-    *,
-    width: int = 16,
-    shortcut: str = "projection",
-    initializer: str = "kaiming_fan_in",
-    dtype: Any = "float32",
-) -> ResNet:
-    """ResNet-32 for CIFAR, see `resnet_cifar`."""
-    return resnet_cifar(classes, depth=32, width=width, shortcut=shortcut, initializer=initializer, dtype=dtype)
-
-
-def resnet56(
-    classes: int,
-    *,
-    width: int = 16,
-    shortcut: str = "projection",
-    initializer: str = "kaiming_fan_in",
-    dtype: Any = "float32",
-) -> ResNet:
-    """ResNet-56 for CIFAR, see `resnet_cifar`."""
-    return resnet_cifar(classes, depth=56, width=width, shortcut=shortcut, initializer=initializer, dtype=dtype)
-
-
-def resnet110(
-    classes: int,
-    *,
-    width: int = 16,
-    shortcut: str = "projection",
-    initializer: str = "kaiming_fan_in",
-    dtype: Any = "float32",
-) -> ResNet:
-    """ResNet-110 for CIFAR, see `resnet_cifar`."""
-    return resnet_cifar(classes, depth=110, width=width, shortcut=shortcut, initializer=initializer, dtype=dtype)
-
-
-def resnet18(
-    classes: int,
-    *,
+    blocks: Sequence[int],
+    bottleneck: bool,
     stem: str = "imagenet",
     width: int = 64,
     zero_init: bool = False,
     initializer: str = "kaiming_fan_out",
     dtype: Any = "float32",
 ) -> ResNet:
+    return ResNet(
+        classes, blocks, width, bottleneck, stem, zero_init=zero_init, initializer=initializer,
+        head_initializer="torch_default", dtype=dtype,
+    )  # fmt: skip
+
+
+resnet20 = named_size(resnet_cifar, "ResNet-20 for CIFAR, see `resnet_cifar`.", depth=20)
+resnet32 = named_size(resnet_cifar, "ResNet-32 for CIFAR, see `resnet_cifar`.", depth=32)
+resnet56 = named_size(resnet_cifar, "ResNet-56 for CIFAR, see `resnet_cifar`.", depth=56)
+resnet110 = named_size(resnet_cifar, "ResNet-110 for CIFAR, see `resnet_cifar`.", depth=110)
+resnet18 = named_size(
+    _imagenet,
     """ResNet-18 for ImageNet, or with stem="cifar" for CIFAR.
 
     Kernels start from N(0, 2 / fan_out), the head uniform on ±1 / √fan_in, as in torchvision.
-    """
-    return ResNet(
-        classes, (2, 2, 2, 2), width, stem=stem, zero_init=zero_init, initializer=initializer,
-        head_initializer="torch_default", dtype=dtype,
-    )  # fmt: skip
-
-
-def resnet50(
-    classes: int,
-    *,
-    stem: str = "imagenet",
-    width: int = 64,
-    zero_init: bool = False,
-    initializer: str = "kaiming_fan_out",
-    dtype: Any = "float32",
-) -> ResNet:
+    """,
+    blocks=(2, 2, 2, 2),
+    bottleneck=False,
+)
+resnet50 = named_size(
+    _imagenet,
     """ResNet-50 v1.5 for ImageNet, or with stem="cifar" for CIFAR.
 
     v1.5: the stride is in the 3x3 convolution. Starting values as `resnet18`.
-    """
-    return ResNet(
-        classes, (3, 4, 6, 3), width, True, stem, zero_init=zero_init, initializer=initializer,
-        head_initializer="torch_default", dtype=dtype,
-    )  # fmt: skip
+    """,
+    blocks=(3, 4, 6, 3),
+    bottleneck=True,
+)

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sparsejax.models.fields import check_choice, check_dtype, check_rate, check_sizes
+from sparsejax.models.fields import check_choice, check_dtype, check_rate, check_sizes, check_widths
 
 CELLS = {"gru": nn.GRUCell, "lstm": nn.LSTMCell}
 
@@ -61,6 +61,8 @@ class RNN(nn.Module):
         check_choice(self, "cell", CELLS)
         check_rate(self, "dropout")
         check_dtype(self, "dtype")
+        check_widths(self, "readout")
+        self.readout = tuple(self.readout)  # configs bring lists, with which a module has no hash
         super().__post_init__()
 
     @nn.compact

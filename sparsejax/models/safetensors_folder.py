@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,9 @@ def read_folder(folder: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarra
         raise ValueError(f"{folder}: is not a directory; it needs to hold {CONFIG} and {TENSORS}")
     for name in (CONFIG, TENSORS):
         if not (folder / name).is_file():
-            raise ValueError(f"{folder}: has no {name}")
+            other = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".safetensors"))
+            found = f"; pickles and shards ({', '.join(other)}) are not read" if other and name == TENSORS else ""
+            raise ValueError(f"{folder}: has no {name}{found}")
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -78,3 +81,11 @@ def take(tensors: dict[str, np.ndarray], name: str, shape: tuple[int, ...], file
     if not np.issubdtype(tensor.dtype, np.floating) and tensor.dtype.name != "bfloat16":
         raise ValueError(f"{file}: tensor {name!r} holds {tensor.dtype}, expected floats")
     return tensor.astype(np.float32)
+
+
+def check_all_taken(tensors: Mapping[str, np.ndarray], file: str | Path, ignored: tuple[str, ...] = ()) -> None:
+    """ValueError that names the first tensor which is left and whose name no glob of `ignored` matches."""
+    left = sorted(name for name in tensors if not any(fnmatchcase(name, glob) for glob in ignored))
+    if left:
+        more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+        raise ValueError(f"{file}: unknown tensor {left[0]!r}{more}")

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 
 from sparsejax.models.layers import as_images, batch_norm, conv, head
+from sparsejax.models.named_size import named_size
 
 
 class VGG(nn.Module):
@@ -46,16 +47,6 @@ class VGG(nn.Module):
         return head(x.mean((1, 2)), self.classes, "normal_0.01")
 
 
-def vgg11(classes: int, *, width: int = 64, initializer: str = "kaiming_fan_out", dtype: Any = "float32") -> VGG:
-    """VGG-11 with batch norm, for CIFAR."""
-    return VGG(classes, (1, 1, 2, 2, 2), width, initializer, dtype)
-
-
-def vgg16(classes: int, *, width: int = 64, initializer: str = "kaiming_fan_out", dtype: Any = "float32") -> VGG:
-    """VGG-16 with batch norm, for CIFAR."""
-    return VGG(classes, (2, 2, 3, 3, 3), width, initializer, dtype)
-
-
-def vgg19(classes: int, *, width: int = 64, initializer: str = "kaiming_fan_out", dtype: Any = "float32") -> VGG:
-    """VGG-19 with batch norm, for CIFAR."""
-    return VGG(classes, (2, 2, 4, 4, 4), width, initializer, dtype)
+vgg11 = named_size(VGG, "VGG-11 with batch norm, for CIFAR.", convs=(1, 1, 2, 2, 2))
+vgg16 = named_size(VGG, "VGG-16 with batch norm, for CIFAR.", convs=(2, 2, 3, 3, 3))
+vgg19 = named_size(VGG, "VGG-19 with batch norm, for CIFAR.", convs=(2, 2, 4, 4, 4))

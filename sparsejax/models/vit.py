@@ -1,6 +1,5 @@
 """Vision transformers."""
 
-import re
 from typing import Any
 
 import flax.linen as nn
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparsejax.models.layers import as_images, chosen, float_dtype, head, initializer
+from sparsejax.models.named_size import named_size
 from sparsejax.models.vit_block import TransformerBlock
 
 POSITIONS = {"learned": True, "sincos": False}
@@ -18,10 +18,10 @@ POOLS = {"token": True, "gap": False}
 class ViT(nn.Module):
     """Vision transformer of any size: patch embedding, pre-norm transformer blocks, a norm, a class token or a mean.
 
-    Params: `patch_embed/kernel` (P, P, C, D), `cls_token` (1, 1, D), `pos_embed` (1, L, D), `block0/attention/query/
-    kernel` (D, D), ..., `final_norm/...`, `head/kernel`. With scan, in place of `block0`, `block1`, ..., one `blocks`
-    with a leading axis of `depth`; tell the sparse transform: `layout=sparsejax.stacked("blocks/*")`, so that each
-    layer is ranked by itself. `stack_blocks` and `unstack_blocks` convert.
+    Params: `patch_embed/kernel` (P, P, C, D), `cls_token` (1, 1, D), `pos_embed` (1, L, D), `block_0/attention/
+    query/kernel` (D, D), ..., `final_norm/...`, `head/kernel`. With scan, in place of `block_0`, `block_1`, ..., one
+    `blocks` with a leading axis of `depth`; tell the sparse transform: `layout=sparsejax.stacked("blocks/*")`, so that
+    each layer is ranked by itself. `stack_blocks` and `unstack_blocks` convert.
 
     The default `where` takes attention, MLP and head kernels, not the patch embedding. `except_("*/attention/*",
     "head/*")` leaves the MLPs.
@@ -125,7 +125,7 @@ class ViT(nn.Module):
             blocks = nn.scan(block, variable_axes={"params": 0}, split_rngs=rngs, in_axes=0, length=self.depth)
             return blocks(**options, name="blocks")(x_BxLxD, rates)[0]
         for index in range(self.depth):
-            x_BxLxD, _ = block(**options, name=f"block{index}")(x_BxLxD, rates[index])
+            x_BxLxD, _ = block(**options, name=f"block_{index}")(x_BxLxD, rates[index])
         return x_BxLxD
 
 
@@ -150,139 +150,6 @@ def sincos_positions(rows: int, columns: int, width: int) -> np.ndarray:
     return np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], axis=1).astype(np.float32)
 
 
-def stack_blocks(params: dict[str, Any]) -> dict[str, Any]:
-    """Params of a ViT without scan as those of the same ViT with scan: `block0`, `block1`, ... stacked in `blocks`.
-
-    Example:
-      >>> stack_blocks({"block0": jnp.zeros(3), "block1": jnp.ones(3), "head": jnp.ones(2)})["blocks"].shape
-      (2, 3)
-    """
-    names = sorted((name for name in params if re.fullmatch(r"block\d+", name)), key=lambda name: int(name[5:]))
-    rest = {name: value for name, value in params.items() if name not in names}
-    return rest | {"blocks": jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params[name] for name in names))}
-
-
-def unstack_blocks(params: dict[str, Any]) -> dict[str, Any]:
-    """The inverse of `stack_blocks`.
-
-    Example:
-      >>> sorted(unstack_blocks({"blocks": jnp.ones((2, 3)), "head": jnp.ones(2)}))
-      ['block0', 'block1', 'head']
-    """
-    blocks = {name: value for name, value in params.items() if name != "blocks"}
-    depth = jax.tree.leaves(params["blocks"])[0].shape[0]
-    return blocks | {f"block{i}": jax.tree.map(lambda leaf, i=i: leaf[i], params["blocks"]) for i in range(depth)}
-
-
-def vit(
-    classes: int,
-    *,
-    width: int = 192,
-    depth: int = 12,
-    heads: int = 3,
-    mlp_width: int | None = None,
-    patch: int = 16,
-    positions: str = "learned",
-    pool: str = "token",
-    dropout: float = 0.0,
-    stochastic_depth: float = 0.0,
-    activation: str = "gelu",
-    scan: bool = False,
-    remat: bool = False,
-    dtype: Any = "float32",
-) -> ViT:
-    """Vision transformer of any size; the defaults are ViT-Ti/16."""
-    return ViT(
-        classes, width, depth, heads, mlp_width, patch, positions, pool, dropout, stochastic_depth, activation,
-        scan=scan, remat=remat, dtype=dtype,
-    )  # fmt: skip
-
-
-def vit_ti(
-    classes: int,
-    *,
-    patch: int = 16,
-    positions: str = "learned",
-    pool: str = "token",
-    dropout: float = 0.0,
-    stochastic_depth: float = 0.0,
-    scan: bool = False,
-    remat: bool = False,
-    dtype: Any = "float32",
-) -> ViT:
-    """ViT-Ti: width 192, 12 blocks, 3 heads."""
-    return ViT(
-        classes,
-        192,
-        12,
-        3,
-        None,
-        patch,
-        positions,
-        pool,
-        dropout,
-        stochastic_depth,
-        scan=scan,
-        remat=remat,
-        dtype=dtype,
-    )
-
-
-def vit_s(
-    classes: int,
-    *,
-    patch: int = 16,
-    positions: str = "learned",
-    pool: str = "token",
-    dropout: float = 0.0,
-    stochastic_depth: float = 0.0,
-    scan: bool = False,
-    remat: bool = False,
-    dtype: Any = "float32",
-) -> ViT:
-    """ViT-S: width 384, 12 blocks, 6 heads."""
-    return ViT(
-        classes,
-        384,
-        12,
-        6,
-        None,
-        patch,
-        positions,
-        pool,
-        dropout,
-        stochastic_depth,
-        scan=scan,
-        remat=remat,
-        dtype=dtype,
-    )
-
-
-def vit_b(
-    classes: int,
-    *,
-    patch: int = 16,
-    positions: str = "learned",
-    pool: str = "token",
-    dropout: float = 0.0,
-    stochastic_depth: float = 0.0,
-    scan: bool = False,
-    remat: bool = False,
-    dtype: Any = "float32",
-) -> ViT:
-    """ViT-B: width 768, 12 blocks, 12 heads."""
-    return ViT(
-        classes,
-        768,
-        12,
-        12,
-        None,
-        patch,
-        positions,
-        pool,
-        dropout,
-        stochastic_depth,
-        scan=scan,
-        remat=remat,
-        dtype=dtype,
-    )
+vit_ti = named_size(ViT, "ViT-Ti: width 192, 12 blocks, 3 heads.", width=192, depth=12, heads=3)
+vit_s = named_size(ViT, "ViT-S: width 384, 12 blocks, 6 heads.", width=384, depth=12, heads=6)
+vit_b = named_size(ViT, "ViT-B: width 768, 12 blocks, 12 heads.", width=768, depth=12, heads=12)

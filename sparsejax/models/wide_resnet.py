@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 
 from sparsejax.models.layers import as_images, batch_norm, conv, head
+from sparsejax.models.named_size import named_size
 
 
 class WideBlock(nn.Module):
@@ -94,22 +95,6 @@ def wrn(
     return WideResNet(classes, depth, width, dropout, initializer, dtype)
 
 
-def wrn22_2(
-    classes: int, *, dropout: float = 0.0, initializer: str = "kaiming_fan_in", dtype: Any = "float32"
-) -> WideResNet:
-    """WRN-22-2 for CIFAR, the network of RigL's CIFAR-10 table."""
-    return wrn(classes, depth=22, width=2, dropout=dropout, initializer=initializer, dtype=dtype)
-
-
-def wrn28_10(
-    classes: int, *, dropout: float = 0.0, initializer: str = "kaiming_fan_in", dtype: Any = "float32"
-) -> WideResNet:
-    """WRN-28-10 for CIFAR."""
-    return wrn(classes, depth=28, width=10, dropout=dropout, initializer=initializer, dtype=dtype)
-
-
-def wrn16_8(
-    classes: int, *, dropout: float = 0.0, initializer: str = "kaiming_fan_in", dtype: Any = "float32"
-) -> WideResNet:
-    """WRN-16-8 for CIFAR, one of SNIP's networks."""
-    return wrn(classes, depth=16, width=8, dropout=dropout, initializer=initializer, dtype=dtype)
+wrn22_2 = named_size(wrn, "WRN-22-2 for CIFAR, the network of RigL's CIFAR-10 table.", depth=22, width=2)
+wrn28_10 = named_size(wrn, "WRN-28-10 for CIFAR.", depth=28, width=10)
+wrn16_8 = named_size(wrn, "WRN-16-8 for CIFAR, one of SNIP's networks.", depth=16, width=8)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from sparsejax.selection import devices
 from sparsejax.selection.counts import WORD, Count, as_count, as_float, choose, count_true, minus, sums, total
 from sparsejax.selection.keys import Scores, highest
 from sparsejax.selection.problems import Problems, each_alone, kept_of
-from sparsejax.selection.request import AllBut, Chosen, Request, marked
+from sparsejax.selection.request import AllBut, Chosen, Request, by_dtype, marked
 from sparsejax.selection.search import (
     MANY,
     Bracket,
@@ -73,21 +73,18 @@ Counting = Callable[[Leaf, jax.Array], jax.Array]
 
 def fits(request: Request) -> bool:
     """Whether a request can be answered here: slices side by side, ties by index, on one processor."""
-    here = request.ties is None and devices.on_one_device() and devices.on_processor()
     axes, shape = request.axes, request.shape
+    here = bool(axes) and request.ties is None and devices.on_one_device() and devices.on_processor()
+    if not here:
+        return False
     together = axes == tuple(range(axes[0], axes[0] + len(axes)))
     beside = math.prod(shape[axes[-1] + 1 :])
-    return here and together and beside > 1 and request.size < 1 << 16 and 0 < math.prod(shape) < WORD // 2
+    return together and beside > 1 and request.size < 1 << 16 and 0 < math.prod(shape) < WORD // 2
 
 
 def select_each(requests: Sequence[Request]) -> list[Chosen]:
     """The answers to requests, each slice of each leaf on its own."""
-    chosen: list[Any] = [None] * len(requests)
-    for dtype in {request.dtype for request in requests}:
-        alike = [i for i, request in enumerate(requests) if request.dtype == dtype]
-        for i, answer in zip(alike, _selected([requests[i] for i in alike]), strict=True):
-            chosen[i] = answer
-    return chosen
+    return by_dtype(requests, _selected)
 
 
 def count_kept(mask: jax.Array, axes: tuple[int, ...]) -> Count:
@@ -105,25 +102,26 @@ def _selected(requests: Sequence[Request]) -> list[Chosen]:
     begin = list(itertools.accumulate([0, *(request.slices for request in requests)]))
     ready = [request._replace(scores=marked(request)) for request in requests]
     leaves = [Leaf(*each) for each in zip(ready, begin[:-1], begin[1:], strict=True)]
-    guesses = jnp.concatenate([_guesses(leaf.request, leaf.end - leaf.begin) for leaf in leaves], axis=1)
-    ends = [jnp.full((1, begin[-1]), key, dtype) for key in (1, highest(dtype))]
+    guesses = jnp.concatenate([_guesses(leaf.request) for leaf in leaves], axis=1)
+    number = begin[-1]
+    ends = [jnp.full((1, number), key, dtype) for key in (1, highest(dtype))]
     firsts = jnp.concatenate([*ends, guesses])
-    bracket = widest(as_count(jnp.asarray(problems.size)), firsts[0] * 0)
-    none = as_count(jnp.zeros(begin[-1], jnp.uint32))
+    bracket = widest(as_count(jnp.asarray(problems.size)), jnp.zeros(number, dtype))
+    none = as_count(jnp.zeros(number, jnp.uint32))
     candidates = largest = none
     k = kept_of(problems, slice(None), none)
     if problems.share is not None or any(request.finite is not None for request in requests):
-        counts = _of_leaves(leaves, _reaching, firsts, jnp.ones(begin[-1], bool))
+        counts = _of_leaves(leaves, _reaching, firsts, jnp.ones(number, bool))
         candidates, largest, *_ = (Count(*words) for words in zip(*counts, strict=True))
         k = kept_of(problems, slice(None), candidates)
         bracket = narrowed(bracket, k, firsts, counts)
-        firsts = candidates_in(bracket, k, jnp.zeros(begin[-1], bool), MANY)
+        firsts = candidates_in(bracket, k, jnp.zeros(number, bool), MANY)
     bracket = _searched(leaves, _reaching, k, bracket, firsts)
     bounds = _bounds(leaves, k, bracket, problems)
     return [_chosen(leaf, k, bracket.lo, bounds, candidates, largest) for leaf in leaves]
 
 
-def _guesses(request: Request, slices: int) -> jax.Array:
+def _guesses(request: Request) -> jax.Array:
     """Keys around the cut of the whole leaf, by a sample: those of its slices lie within some octaves of it."""
     scores, keep = request.scores, request.keep
     stride = -(-math.prod(request.shape) // SAMPLE) | 1
@@ -140,7 +138,7 @@ def _guesses(request: Request, slices: int) -> jax.Array:
         middle - jnp.minimum(step, middle) if octaves < 0 else middle + jnp.minimum(step, highest(step.dtype) - middle)
         for octaves, step in zip(OCTAVES, away, strict=True)
     ]
-    return jnp.broadcast_to(jnp.stack(moved)[:, None], (len(moved), slices))
+    return jnp.broadcast_to(jnp.stack(moved)[:, None], (len(moved), request.slices))
 
 
 def _of_leaves(leaves: Sequence[Leaf], counting: Counting, candidates: jax.Array, wanted: jax.Array) -> Count:

@@ -20,7 +20,7 @@ from sparsejax.selection import devices
 from sparsejax.selection.counts import WORD, Count, as_count, sums
 from sparsejax.selection.pieces import ALL, as_rows, mask_of, number_false
 from sparsejax.selection.problems import Problems, all_together, each_alone, kept_of
-from sparsejax.selection.request import AllBut, Chosen, Request
+from sparsejax.selection.request import AllBut, Chosen, Request, by_dtype
 from sparsejax.selection.slices import kept_shape
 
 BITS = 4  # found in a pass
@@ -41,13 +41,7 @@ def fits(request: Request) -> bool:
 
 def select_each(requests: Sequence[Request]) -> list[Chosen]:
     """The answers to requests, each slice of each leaf on its own."""
-    chosen: list[Chosen | None] = [None] * len(requests)
-    for dtype in {request.dtype for request in requests}:  # leaves of one dtype have keys of as many bits
-        alike = [i for i, request in enumerate(requests) if request.dtype == dtype]
-        found = _selected([requests[i] for i in alike], each_alone([requests[i] for i in alike]), together=False)
-        for i, answer in zip(alike, found, strict=True):
-            chosen[i] = answer
-    return [answer for answer in chosen if answer is not None]
+    return by_dtype(requests, lambda alike: _selected(alike, each_alone(alike), together=False))
 
 
 def select_together(requests: Sequence[Request], keep: Count) -> list[Chosen]:

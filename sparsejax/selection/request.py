@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -75,6 +76,15 @@ class Chosen(NamedTuple):
     mask: jax.Array
     candidates: Any  # Count | None, which only who asks for AllBut reads
     refused: Count
+
+
+def by_dtype(requests: Sequence[Request], select: Callable[[Sequence[Request]], Sequence[Chosen]]) -> list[Chosen]:
+    """The answers, in the order of the requests, of a `select` for leaves whose keys have one dtype."""
+    chosen: dict[int, Chosen] = {}
+    for dtype in dict.fromkeys(request.dtype for request in requests):  # no set: its order is another in each process
+        alike = [i for i, request in enumerate(requests) if request.dtype == dtype]
+        chosen |= zip(alike, select([requests[i] for i in alike]), strict=True)
+    return [chosen[i] for i in range(len(requests))]
 
 
 def kept(keep: int | Count | AllBut, candidates: Count) -> Count:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import jax
@@ -11,8 +10,8 @@ import numpy as np
 import optax
 
 from sparsejax.data.corpus import Corpus
+from sparsejax.data.windows import covering_windows, cut_windows, window_starts, windows_per_epoch
 from sparsejax.training.errors import ConfigError
-from sparsejax.training.order import window_starts
 from sparsejax.training.records import floats
 from sparsejax.training.tasks import Config, Examples, Task
 
@@ -31,9 +30,12 @@ def task(config: Config, data: Corpus, model: Any) -> Task:
     def scores(sums, size):
         return _scores(sums, size, size / characters if characters else None)
 
+    def gather(tokens, starts):
+        return cut_windows(tokens, starts, context)
+
     return Task(
         "language", "loss", "tokens", context, {"vocab": data.vocab}, jax.ShapeDtypeStruct((1, context), jnp.int32),
-        _int32, lambda key, x, y: (_int32(x), _int32(y)), loss, partial(_gather, context), _sums, scores,
+        _int32, lambda key, x, y: (_int32(x), _int32(y)), loss, gather, _sums, scores,
     )  # fmt: skip
 
 
@@ -45,31 +47,24 @@ def examples(config: Config, data: Corpus, task: Task) -> Examples:
     """
     context, batch = task.units, config["batch_size"]
     for name, part in (("training", data.train), ("test", data.test)):
-        least = context + 1 if name == "training" else 2
-        if len(part) < least:
-            raise ConfigError(f"dataset {config['dataset']!r}: {len(part)} {name} tokens; at least {least} are needed")
-    steps = config["epoch_steps"] or (len(data.train) - 1) // (context * batch)
+        if len(part) <= context:
+            raise ConfigError(
+                f"dataset {config['dataset']!r}: {len(part)} {name} tokens; at least {context + 1} are needed"
+            )
+    train, test = np.asarray(data.train), np.asarray(data.test)
+    steps = config["epoch_steps"] or windows_per_epoch(len(train), context) // batch
     if not steps:
         raise ConfigError(
-            f"batch_size: {batch} windows of {context} tokens are more than the {len(data.train)} training tokens; "
+            f"batch_size: {batch} windows of {context} tokens are more than the {len(train)} training tokens; "
             "epoch_steps sets the steps of an epoch"
         )
-    draw = lambda seeds, epoch: window_starts(seeds, epoch, steps * batch, len(data.train) - context)
-    tokens = jnp.asarray(np.asarray(data.train))
-    return Examples(tokens, steps, draw, *cut_test(np.asarray(data.test), context))
 
+    def draw(seeds, epoch):
+        return jnp.asarray(window_starts(seeds, epoch, len(train), context, batch, steps=steps).reshape(len(seeds), -1))
 
-def cut_test(tokens: np.ndarray, context: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Inputs, targets and which targets are real, (K, context) each: every token but the first is a target once."""
-    targets = len(tokens) - 1
-    windows = -(-targets // context)
-    fill = lambda part: np.pad(part, (0, windows * context - targets)).reshape(windows, context)
-    return fill(tokens[:-1]), fill(tokens[1:]), fill(np.ones(targets, bool))
-
-
-def _gather(context, tokens, starts_SxB):
-    windows_SxBxL = tokens[starts_SxB[..., None] + jnp.arange(context + 1)[None, None]]
-    return windows_SxBxL[..., :-1], windows_SxBxL[..., 1:]
+    starts, real = covering_windows(len(test), context, 1)
+    x, y = cut_windows(test, starts[:, 0], context)
+    return Examples(jnp.asarray(train), steps, draw, x, y, real[:, 0])
 
 
 def _int32(x):

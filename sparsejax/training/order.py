@@ -1,10 +1,12 @@
-"""In which order the examples of an epoch come, and where the windows of a text begin."""
+"""In which order the examples of an epoch come."""
 
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from sparsejax.data.draws import epoch_permutation
 
 
 def epoch_order(seeds: Sequence[int], epoch: int, size: int) -> jax.Array:
@@ -17,17 +19,4 @@ def epoch_order(seeds: Sequence[int], epoch: int, size: int) -> jax.Array:
       >>> epoch_order([0, 1], 0, 4).shape
       (2, 4)
     """
-    # Philox by name, keyed by both numbers: NumPy promises the stream of a bit generator.
-    draw = lambda seed: np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(size)
-    return jnp.asarray(np.stack([draw(seed) for seed in seeds]).astype(np.int32))
-
-
-def window_starts(seeds: Sequence[int], epoch: int, size: int, starts: int) -> jax.Array:
-    """int32 (S, size): for each seed positions in [0, starts), a function of (seed, epoch, size, starts) alone.
-
-    Example:
-      >>> window_starts([0, 1], 0, 4, 100).shape
-      (2, 4)
-    """
-    draw = lambda seed: np.random.Generator(np.random.Philox(key=[seed, epoch])).integers(0, starts, size, np.int32)
-    return jnp.asarray(np.stack([draw(seed) for seed in seeds]))
+    return jnp.asarray(np.stack([epoch_permutation(seed, epoch, size) for seed in seeds]).astype(np.int32))

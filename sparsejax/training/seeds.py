@@ -1,8 +1,9 @@
 """All seeds of a trial in one program: side by side, or, where that would be slow, one after another.
 
-On a processor XLA has no fast program for the convolutions of several seeds at once (they become one with groups), nor
-for any inside a loop: ResNet-20 takes ten times as long there, and side by side a hundred times. Nets with convolutions
-are thus run there one seed after another, and one step in each dispatch.
+On a processor XLA has no fast program for convolutions inside a loop, and none for those of several seeds at once,
+which become one with groups. A step of ResNet-20 with 32 images took 0.11 s on two cores, and 2.0 s inside a loop; of
+three seeds, 0.42 s in turn and 0.94 s side by side (2026-11-25, jax 0.10.2). Nets with convolutions are thus run there
+one seed after another, and one step in each dispatch.
 """
 
 from collections.abc import Callable, Sequence
