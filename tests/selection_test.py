@@ -214,6 +214,11 @@ def test_random_ties_with_all_or_none_of_the_tied():
         np.testing.assert_array_equal(mask, oracle(TIED, k))
 
 
+def test_random_ties_of_a_scalar():
+    assert bool(top_mask(jnp.float32(1), 1, ties=jax.random.key(0)))
+    assert not bool(top_mask(jnp.float32(1), 0, ties=jax.random.key(0)))
+
+
 def test_random_ties_in_slices():
     scores = jnp.zeros((4, 50))
     counts = jnp.array([[0], [1], [25], [50]])
