@@ -271,4 +271,4 @@ def test_every_model_says_what_it_is():
     assert list(MODELS) == sorted(MODELS)
     for name, model in MODELS.items():
         first = model.__doc__.splitlines()[0]
-        assert len(first) >= 20 and first.endswith("."), name
+        assert len(first) > 20 and first.endswith("."), name

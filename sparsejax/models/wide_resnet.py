@@ -96,5 +96,5 @@ def wrn(
 
 
 wrn22_2 = named_size(wrn, "WRN-22-2 for CIFAR, the network of RigL's CIFAR-10 table.", depth=22, width=2)
-wrn28_10 = named_size(wrn, "WRN-28-10 for CIFAR.", depth=28, width=10)
+wrn28_10 = named_size(wrn, "WRN-28-10 for CIFAR, 36.5 M weights.", depth=28, width=10)
 wrn16_8 = named_size(wrn, "WRN-16-8 for CIFAR, one of SNIP's networks.", depth=16, width=8)
