@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sparsejax.leaves import Layout, flax_layout, stacked
 from sparsejax.models.layers import as_images, chosen, float_dtype, head, initializer
 from sparsejax.models.named_size import named_size
 from sparsejax.models.vit_block import TransformerBlock
@@ -20,8 +21,8 @@ class ViT(nn.Module):
 
     Params: `patch_embed/kernel` (P, P, C, D), `cls_token` (1, 1, D), `pos_embed` (1, L, D), `block_0/attention/
     query/kernel` (D, D), ..., `final_norm/...`, `head/kernel`. With scan, in place of `block_0`, `block_1`, ..., one
-    `blocks` with a leading axis of `depth`; tell the sparse transform: `layout=sparsejax.stacked("blocks/*")`, so that
-    each layer is ranked by itself. `stack_blocks` and `unstack_blocks` convert.
+    `blocks` with a leading axis of `depth`: pass `layout=model.layout` to the method, so that each layer is ranked by
+    itself. `stack_blocks` and `unstack_blocks` convert.
 
     The default `where` takes attention, MLP and head kernels, not the patch embedding. `except_("*/attention/*",
     "head/*")` leaves the MLPs.
@@ -72,6 +73,11 @@ class ViT(nn.Module):
     scan: bool = False
     remat: bool = False
     dtype: Any = "float32"
+
+    @property
+    def layout(self) -> Layout:
+        """The layout for sparse methods: which axes of the leaves are inputs, outputs and stacked layers."""
+        return stacked("blocks/*") if self.scan else flax_layout
 
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array, *, train: bool = False) -> jax.Array:

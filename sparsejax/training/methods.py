@@ -9,6 +9,7 @@ import optax
 
 import sparsejax
 from sparsejax import distributions, leaves, patterns
+from sparsejax.leaves import Layout
 from sparsejax.training.errors import ConfigError
 from sparsejax.training.optimizers import make_optimizer
 
@@ -80,7 +81,9 @@ def with_rates(config: Mapping[str, Any], rates: Mapping[str, Any]) -> dict[str,
     return {**config, **fields, "method_args": {**config["method_args"], **method_args}}
 
 
-def make_transform(config: Mapping[str, Any], total_steps: int, *, sparsity: float, seed: Any = 0):
+def make_transform(
+    config: Mapping[str, Any], total_steps: int, *, sparsity: float, seed: Any = 0, layout: Layout | None = None
+):
     """The optax transform that a resolved config describes.
 
     Args:
@@ -88,6 +91,7 @@ def make_transform(config: Mapping[str, Any], total_steps: int, *, sparsity: flo
       total_steps: steps of the whole run; most schedules end there.
       sparsity: fraction of zeros; acts in `init` alone.
       seed: the method's seed; may be traced.
+      layout: of the model's leaves; None: Flax's.
 
     Raises:
       ConfigError: if the method refuses its arguments.
@@ -98,7 +102,7 @@ def make_transform(config: Mapping[str, Any], total_steps: int, *, sparsity: flo
         return inner
     arguments = {key: _named(key, value) for key, value in config["method_args"].items()}
     try:
-        return METHODS[name](inner, sparsity=sparsity, seed=seed, **arguments)
+        return METHODS[name](inner, sparsity=sparsity, seed=seed, layout=layout, **arguments)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"method {name!r}: {error}") from error
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from sparsejax.data.corpus import Corpus
+from sparsejax.leaves import Layout
 from sparsejax.models import MODELS
 from sparsejax.training.errors import ConfigError
 
@@ -32,6 +33,11 @@ def make_model(config: Mapping[str, Any], data: Any) -> Any:
     elif config["dtype"] != "float32":
         raise ConfigError(f"dtype: {config['dtype']!r} with model {name!r}, which computes in float32 alone")
     return MODELS[name](**arguments)
+
+
+def layout_of(model: Any) -> Layout | None:
+    """Which axes of the model's leaves are inputs, outputs and stacked layers, where it does not follow from shapes."""
+    return getattr(model, "layout", None)
 
 
 def init_model(model: Any, example: jax.ShapeDtypeStruct, seeds: jax.Array) -> tuple[Any, Any]:

@@ -18,7 +18,7 @@ from sparsejax.training.distillation import Teacher
 from sparsejax.training.evaluation import make_evaluate
 from sparsejax.training.feeding import taken
 from sparsejax.training.methods import make_transform, rates_of, with_rates
-from sparsejax.training.model import init_model, make_model
+from sparsejax.training.model import init_model, layout_of, make_model
 from sparsejax.training.placement import Placement, make_mesh
 from sparsejax.training.schedules import make_schedule
 from sparsejax.training.seeds import each_seed, one_by_one
@@ -111,7 +111,7 @@ def _make_chunk(config: Mapping[str, Any], data: Any, steps_per_epoch: int, teac
 
     def many_steps(rates, state: TrainState, fixed, feed, steps):
         rated = with_rates(config, rates)
-        transform = make_transform(rated, total_steps, sparsity=config["sparsity"])
+        transform = make_transform(rated, total_steps, sparsity=config["sparsity"], layout=layout_of(model))
         schedule = make_schedule(rated, total_steps)
         one_step = make_step(model, task, transform, config, teacher, place.gathered)
         step_of_each = each_seed(one_step, (0, 0, 0, 0, None, 0, 0, 0))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from sparsejax.initialization import density_aware
+from sparsejax.leaves import Layout
 from sparsejax.masks import apply_masks, get_masks, mask_leaves, sparse_states
 from sparsejax.state import SparseState
 
@@ -55,6 +56,7 @@ def init_state(
     *,
     init: str = "default",
     ema: bool = False,
+    layout: Layout | None = None,
 ) -> TrainState:
     """The state at step 0, sparse from the start.
 
@@ -64,6 +66,7 @@ def init_state(
       seeds: int32 (S,).
       init: "density" corrects the fan-in of what the masks leave.
       ema: whether averages are kept.
+      layout: of the model's leaves; None: Flax's.
     """
 
     def one(seed, params):
@@ -71,7 +74,7 @@ def init_state(
         if sparse_states(opt_state):
             params = masked(params, opt_state)
             if init == "density":
-                params = density_aware(params, get_masks(opt_state))
+                params = density_aware(params, get_masks(opt_state), layout)
         return params, opt_state
 
     params, opt_state = jax.vmap(one)(seeds, params)

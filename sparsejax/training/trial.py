@@ -19,7 +19,7 @@ from sparsejax.training.errors import ConfigError
 from sparsejax.training.evaluation import TestSet, largest_batch, make_test_set
 from sparsejax.training.feeding import feeder
 from sparsejax.training.methods import make_transform, rates_of, update_grid
-from sparsejax.training.model import init_model, make_model
+from sparsejax.training.model import init_model, layout_of, make_model
 from sparsejax.training.peaks import peak_of
 from sparsejax.training.placement import Placement, make_mesh
 from sparsejax.training.profile import span
@@ -126,7 +126,7 @@ def prepare(config: Resolved) -> Trial:
         teacher = make_teacher(config, data, task)
         programs = get_programs(config, data, examples.epoch_steps, teacher)
         seeds = jnp.asarray(config["seeds"], jnp.int32)
-        start = lambda params, model_state, seeds: _first_state(config, total, params, model_state, seeds)
+        start = lambda params, model_state, seeds: _first_state(config, model, total, params, model_state, seeds)
         variables = jax.eval_shape(programs.init_model, seeds)
         like = jax.eval_shape(lambda *given: start(*given)[0], *variables, seeds)
     except ConfigError:
@@ -147,16 +147,19 @@ def prepare(config: Resolved) -> Trial:
     return Trial(config, grid, programs, task, place, rates, fixed, feed, test, init, like, sizes, layers)
 
 
-def _first_state(config: Resolved, total: int, params: Any, model_state: Any, seeds: jax.Array):
-    transform = lambda seed: make_transform(config, total, sparsity=config["sparsity"], seed=seed)
-    state = init_state(transform, params, model_state, seeds, init=config["init"], ema=config["ema_decay"] > 0)
+def _first_state(config: Resolved, model: Any, total: int, params: Any, model_state: Any, seeds: jax.Array):
+    layout = layout_of(model)
+    transform = lambda seed: make_transform(config, total, sparsity=config["sparsity"], seed=seed, layout=layout)
+    state = init_state(
+        transform, params, model_state, seeds, init=config["init"], ema=config["ema_decay"] > 0, layout=layout
+    )
     return state, mask_report(state, masks_by_path(state.opt_state))
 
 
 def state_shapes(config: Resolved, model: Any, task: Task) -> TrainState:
     """The shapes of a run's state, which follow from its config and the data's shapes."""
     total = config["warmup_steps"] + config["epochs"] + 1  # no shape hangs on how long it is
-    start = lambda seeds: _first_state(config, total, *init_model(model, task.example, seeds), seeds)[0]
+    start = lambda seeds: _first_state(config, model, total, *init_model(model, task.example, seeds), seeds)[0]
     return jax.eval_shape(start, jnp.asarray(config["seeds"], jnp.int32))
 
 
