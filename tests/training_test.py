@@ -374,7 +374,7 @@ def test_nothing_is_read_back_before_the_next_chunk_is_under_way(tmp_path, monke
     fake = types.SimpleNamespace(**{**vars(jax), "device_get": fetch})
     monkeypatch.setattr(loop, "jax", fake)
     monkeypatch.setattr(loop, "prepare", lambda config: trial._replace(programs=trial.programs._replace(chunk=chunk)))
-    monkeypatch.setattr(Checkpoints, "save", lambda self, step, state: events.append(("save", step)))
+    monkeypatch.setattr(Checkpoints, "save", lambda self, step, state, data: events.append(("save", step)))
     train(small("rigl", checkpoint_every_epochs=3, eval_every_epochs=6), tmp_path / "run")
     waiting, most = [], 0
     for kind, which in events:

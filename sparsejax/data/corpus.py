@@ -20,6 +20,7 @@ class Corpus(NamedTuple):
       unit: what a token is: "character", "byte", "bpe" or "token" (of a file whose tokenizer is not known).
       tokenizer: of bpe the trained tokenizer as JSON, in the format of `tokenizers`; else empty.
       skipped: damaged bytes or files that were left out under on_error="skip".
+      streamed: training reads windows where the text lies, rather than putting all of it on the device.
     """
 
     train: np.ndarray
@@ -30,6 +31,7 @@ class Corpus(NamedTuple):
     unit: str = "token"
     tokenizer: str = ""
     skipped: int = 0
+    streamed: bool = False
 
 
 def from_characters(text: str, name: str, fraction: float = 0.9) -> Corpus:

@@ -24,7 +24,7 @@ def generator(seed: int, epoch: int, example: int = -1) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=[seed, epoch], counter=[0, 0, example + 1, 0]))
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=16)  # several seeds, and the epoch that is made ahead
 def epoch_permutation(seed: int, epoch: int, size: int) -> np.ndarray:
     """int64 (size,), read-only: in which order an epoch takes the examples; the same as in memory.
 

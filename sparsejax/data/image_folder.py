@@ -10,7 +10,7 @@ from sparsejax.data.checks import check_folder, check_integer, check_on_error
 from sparsejax.data.draws import check_seed
 from sparsejax.data.image_batches import TestBatch, TrainBatch, Views
 from sparsejax.data.image_files import ImageFiles, class_names, image_files
-from sparsejax.data.pictures import read_picture
+from sparsejax.data.pictures import eval_view, read_picture
 from sparsejax.data.source import Dataset, from_moments
 from sparsejax.data.stream import Batches, Stream
 from sparsejax.data.subset import split
@@ -84,7 +84,8 @@ def image_folder(
 
     example = jax.ShapeDtypeStruct((image_size, image_size, 3), np.uint8)
     sizes = len(train.names), len(test.names)
-    return Stream(train_batches, test_batches, len(classes), example, offset, scale, *sizes, skipped)
+    view = lambda path: eval_view(read_picture(path), image_size, shorter)
+    return Stream(train_batches, test_batches, len(classes), example, offset, scale, *sizes, skipped, view)
 
 
 def _channels(field: str, value: tuple[float, ...], least: float) -> tuple[float, ...]:

@@ -33,6 +33,15 @@ class Dataset(NamedTuple):
     scale: PerChannel
     skipped: int = 0
 
+    @property
+    def example(self) -> jax.ShapeDtypeStruct:
+        """Shape and dtype of one example, without a batch axis."""
+        return jax.ShapeDtypeStruct(self.train_x.shape[1:], self.train_x.dtype)
+
+    @property
+    def streamed(self) -> bool:
+        return False
+
 
 def standardized(x: jax.Array, offset: PerChannel, scale: PerChannel) -> jax.Array:
     """What a model sees of a batch: (x - offset) * scale.

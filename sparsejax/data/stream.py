@@ -4,10 +4,17 @@ Every batch is a pure function of its number, so the position of an iterator is 
 restore does not depend on how many workers there are, nor on what they had made ahead when the process ended.
 """
 
-from collections.abc import Callable, Iterator
+import gc
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from sparsejax.data.checks import check_integer
 from sparsejax.data.source import PerChannel
@@ -32,6 +39,7 @@ class Stream(NamedTuple):
       train_size: training examples.
       test_size: test examples, of a text the characters or tokens that are predicted.
       skipped: what was found damaged and left out before the first batch; `Batches.skipped` counts on.
+      view: of images: the path of a file -> it as evaluation sees it, uint8 (*shape).
     """
 
     train: Callable[[int, int], "Batches"]
@@ -43,6 +51,11 @@ class Stream(NamedTuple):
     train_size: int
     test_size: int
     skipped: int = 0
+    view: Callable[[str], np.ndarray] | None = None
+
+    @property
+    def streamed(self) -> bool:
+        return True
 
 
 class Batches:
@@ -57,7 +70,7 @@ class Batches:
         self,
         make: Callable[[int], Made],
         *,
-        named: dict[str, int],
+        named: dict[str, Any],
         count: int | None = None,
         workers: int = 0,
         threads: int = 1,
@@ -66,7 +79,7 @@ class Batches:
 
         Args:
           make: number of a batch -> the batch; picklable where workers > 0, and called in any order.
-          named: what the batches depend on; a state from an iterator with another `named` is refused.
+          named: what the batches depend on, as JSON has it; a state from an iterator with another `named` is refused.
           count: number of batches; None: no end.
           workers: processes; 0: threads of this process.
           threads: threads, of this process or of each worker; 0: nothing is made ahead.
@@ -91,12 +104,14 @@ class Batches:
             self.close()
             raise ValueError(made)
         batch, skipped = made
+        if self._workers:  # out of the memory that it came in, which grain takes back
+            batch = tuple(np.array(part) for part in batch)
         self.position += 1
         self.skipped += skipped
         return batch
 
     def state(self) -> dict[str, Any]:
-        """The position as a small dict of integers, for a checkpoint or for JSON."""
+        """The position as a small dict, for a checkpoint or for JSON."""
         return {"position": self.position, "skipped": self.skipped, "named": dict(self._named)}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -122,6 +137,46 @@ class Batches:
         source, self._source = self._source, None
         if source is not None:
             source.close()
+            del source
+            if self._workers:
+                gc.collect()  # grain's iterators are cycles, which hold shared memory
+
+
+def side_by_side(each: Sequence[Batches]) -> Batches:
+    """The batches of several iterators, as of several seeds, stacked along a new first axis by one pool of workers.
+
+    Args:
+      each: at position 0, of one kind: with the same count, workers and threads.
+
+    Example:
+      >>> one, two = (Batches(lambda n, k=k: ((np.full(2, 10 * k + n),), 0), named={"seed": k}) for k in (1, 2))
+      >>> both = side_by_side([one, two])
+      >>> next(both)[0].tolist(), next(both)[0].tolist(), both.state()["named"]
+      ([[10, 10], [20, 20]], [[11, 11], [21, 21]], {'seed': [1, 2]})
+      >>> both.close()
+    """
+    first = each[0]
+    make = _Stacked([batches._make for batches in each])
+    named = {name: [batches._named[name] for batches in each] for name in first._named}
+    named = {name: values[0] if values.count(values[0]) == len(values) else values for name, values in named.items()}
+    return Batches(make, named=named, count=first._count, workers=first._workers, threads=first._threads)
+
+
+@dataclass(frozen=True)
+class _Stacked:
+    """Number of a batch -> the batches of this number, stacked."""
+
+    makes: Sequence[Callable[[int], Made]]
+
+    def __call__(self, number: int) -> Made:
+        batches, skipped = [], 0
+        for make in self.makes:
+            made = make(number)
+            if isinstance(made, str):
+                return made
+            batches.append(made[0])
+            skipped += made[1]
+        return tuple(np.stack(parts) for parts in zip(*batches, strict=True)), skipped
 
 
 def _ahead(make: Callable[[int], Made], first: int, count: int | None, workers: int, threads: int) -> Any:
@@ -135,5 +190,20 @@ def _ahead(make: Callable[[int], Made], first: int, count: int | None, workers: 
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads if workers else 2 * threads)
     batches = numbers.map(make).to_iter_dataset(options)
     if workers:
-        batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
+        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+        batches = batches.mp_prefetch(options, worker_init_fn=_begin_worker)
     return iter(batches)
+
+
+def _begin_worker(*_: int) -> None:
+    """A worker lives as long as the process that it works for, which is asked to end by Ctrl-C or SIGTERM, not it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the other still needs batches up to where it saves
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

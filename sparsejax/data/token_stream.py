@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
-from sparsejax.data.checks import check_choice
+from sparsejax.data.checks import check_choice, check_integer
 from sparsejax.data.corpus import Corpus
 from sparsejax.data.draws import check_seed
 from sparsejax.data.stream import Batches, Made, Stream
@@ -14,7 +14,7 @@ from sparsejax.data.tokens import check_range
 from sparsejax.data.windows import ORDERS, covering_windows, cut_windows, window_starts, windows_per_epoch
 
 
-def token_stream(corpus: Corpus, context: int, *, order: str = "random") -> Stream:
+def token_stream(corpus: Corpus, context: int, *, order: str = "random", steps: int = 0) -> Stream:
     """The windows of a corpus as a stream, so that its tokens need not fit on the device.
 
     Batches are those of `window_starts` and `covering_windows`, x and y int32 (B, context); of test batches, `real` is
@@ -24,6 +24,7 @@ def token_stream(corpus: Corpus, context: int, *, order: str = "random") -> Stre
       corpus: memory-mapped, or in memory.
       context: inputs of a window.
       order: "random" or "consecutive" windows, see `window_starts`.
+      steps: of an epoch of random windows; 0: about as many tokens as the text has.
 
     Returns:
       The stream; its train_size counts windows, its test_size the tokens that are predicted.
@@ -36,10 +37,14 @@ def token_stream(corpus: Corpus, context: int, *, order: str = "random") -> Stre
     windows_per_epoch(len(corpus.test), context)
 
     def train(batch_size: int, seed: int) -> Batches:
+        check_integer("batch_size", batch_size, 1, 1 << 24 if steps else train_size)
         named = {"batch_size": batch_size, "seed": check_seed(seed), "context": context, "tokens": len(corpus.train)}
-        named["order"] = ORDERS.index(order)
-        _epoch(check_seed(seed), 0, len(corpus.train), context, batch_size, order)  # refuses what does not fit
-        return Batches(_TrainWindows(corpus, context, batch_size, seed, order), named=named)
+        named |= {
+            "order": ORDERS.index(order),
+            "steps": (steps if order == "random" else 0) or train_size // batch_size,
+        }
+        make = _TrainWindows(corpus, context, batch_size, seed, order, named["steps"])
+        return Batches(make, named=named)
 
     def test(batch_size: int) -> Batches:
         starts, real = covering_windows(len(corpus.test), context, batch_size)
@@ -50,9 +55,9 @@ def token_stream(corpus: Corpus, context: int, *, order: str = "random") -> Stre
     return Stream(train, test, corpus.vocab, example, 0.0, 1.0, train_size, len(corpus.test) - 1, corpus.skipped)
 
 
-@functools.lru_cache(maxsize=4)
-def _epoch(seed: int, epoch: int, length: int, context: int, batch: int, order: str) -> np.ndarray:
-    return window_starts([seed], epoch, length, context, batch, order=order)[0]
+@functools.lru_cache(maxsize=16)  # several seeds, and the epoch that is made ahead
+def _epoch(seed: int, epoch: int, length: int, context: int, batch: int, order: str, steps: int) -> np.ndarray:
+    return window_starts([seed], epoch, length, context, batch, order=order, steps=steps)[0]
 
 
 @dataclass(frozen=True)
@@ -64,13 +69,14 @@ class _TrainWindows:
     batch: int
     seed: int
     order: str
+    steps: int
 
     def __call__(self, number: int) -> Made:
-        length = len(self.corpus.train)
-        steps = windows_per_epoch(length, self.context) // self.batch
-        epoch, step = divmod(number, steps)
-        starts = _epoch(self.seed, epoch, length, self.context, self.batch, self.order)[step]
-        return _batch(self.corpus.train, starts, self.context, self.corpus.vocab)
+        epoch, step = divmod(number, self.steps)
+        return _batch(self.corpus.train, self.starts(epoch)[step], self.context, self.corpus.vocab)
+
+    def starts(self, epoch: int) -> np.ndarray:
+        return _epoch(self.seed, epoch, len(self.corpus.train), self.context, self.batch, self.order, self.steps)
 
 
 @dataclass(frozen=True)

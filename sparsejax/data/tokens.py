@@ -16,7 +16,7 @@ _PIECE = 1 << 24
 _MOST = (1 << 31) - 1
 
 
-def tokens(data_dir: str = "", *, dtype: str = "", vocab: int = 0) -> Corpus:
+def tokens(data_dir: str = "", *, dtype: str = "", vocab: int = 0, stream: bool = False) -> Corpus:
     """Token files train.bin and val.bin, uint16 or uint32, memory-mapped, as nanoGPT writes them (data_dir: theirs).
 
     Beside them may lie meta.json, {"vocab_size": 50257, "dtype": "uint16"}, and tokenizer.json of `tokenizers`, which
@@ -26,6 +26,8 @@ def tokens(data_dir: str = "", *, dtype: str = "", vocab: int = 0) -> Corpus:
       data_dir: the directory.
       dtype: "uint16" or "uint32", little-endian; empty: what meta.json says, or uint16.
       vocab: tokens; 0: what meta.json says, or tokenizer.json, or the largest token and one (files up to 256 MB).
+      stream: training reads the windows of each step from the files, which then need not fit on the device; they are
+        the same windows.
 
     Raises:
       ValueError: one line that names the field, or the file and the byte: no tokens, a part of a token at the end, a
@@ -34,6 +36,8 @@ def tokens(data_dir: str = "", *, dtype: str = "", vocab: int = 0) -> Corpus:
     if dtype:
         check_choice("dtype", dtype, ("uint16", "uint32"))
     check_integer("vocab", vocab, 0, _MOST)
+    if not isinstance(stream, bool):
+        raise ValueError(f"stream: {stream!r} is not true or false")
     folder = check_folder(data_dir, "tokens needs the directory of train.bin and val.bin")
     meta = _meta(folder / "meta.json")
     kind = np.dtype(dtype or meta.get("dtype", "uint16")).newbyteorder("<")
@@ -46,8 +50,9 @@ def tokens(data_dir: str = "", *, dtype: str = "", vocab: int = 0) -> Corpus:
         raise ValueError(f"vocab: is not given, {folder} has no meta.json, and the files are too large to look through")
     vocab = vocab or 1 + max(value for value in largest if value is not None)
     if words:
-        return words._replace(train=train, test=test, vocab=vocab)
-    return Corpus(train, test, vocab, lambda text: _numbers(text, vocab), _as_numbers, "token")
+        return words._replace(train=train, test=test, vocab=vocab, streamed=stream)
+    encode = lambda text: _numbers(text, vocab)
+    return Corpus(train, test, vocab, encode, _as_numbers, "token", streamed=stream)
 
 
 def check_range(path: str | Path, values: np.ndarray, first: int, vocab: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +29,19 @@ def run_predict(workdir: Path, files: Sequence[Path], console: Console) -> int:
         raise InputError(f"--workdir: {error}") from error
     if trained.task.name != "classification":
         raise InputError(f"--workdir: {workdir} has a language model; sparsejax sample is for that")
-    images = [read_image(file, trained.task.example.shape[1:]) for file in files]
+    view = getattr(trained.data, "view", None)
+    images = [read_image(file, trained.task.example.shape[1:], view) for file in files]
     for file, probabilities in zip(files, _probabilities(trained, images), strict=True):
         best = int(probabilities.argmax())
         say(console, f"{file}: class {best}, {100 * probabilities[best]:.1f} %")
     return 0
 
 
-def read_image(file: Path, shape: tuple[int, ...]) -> Any:
+def read_image(file: Path, shape: tuple[int, ...], view: Callable[[str], Any] | None = None) -> Any:
     """The pixels of an image file or .npy as the data set stores them: numbers of this shape, (H, W) or (H, W, C).
 
-    An image is turned to grey or RGB and resized where it has another size; an array must have the shape.
+    An image is turned to grey or RGB and resized where it has another size, or, where the data set says how its
+    evaluation sees an image, by that `view`; an array must have the shape.
 
     Raises:
       InputError: one line that names the file.
@@ -47,7 +49,7 @@ def read_image(file: Path, shape: tuple[int, ...]) -> Any:
     import numpy as np
 
     try:
-        pixels = np.load(file, allow_pickle=False) if file.suffix == ".npy" else _picture(file, shape)
+        pixels = np.load(file, allow_pickle=False) if file.suffix == ".npy" else _picture(file, shape, view)
     except Exception as error:  # a damaged file can break a decoder in more ways than it has exceptions
         raise InputError(f"{file}: cannot be read: {one_line(error)}") from error
     if not isinstance(pixels, np.ndarray) or pixels.shape != shape or pixels.dtype.kind not in "uif":
@@ -56,10 +58,12 @@ def read_image(file: Path, shape: tuple[int, ...]) -> Any:
     return pixels
 
 
-def _picture(file: Path, shape: tuple[int, ...]) -> Any:
+def _picture(file: Path, shape: tuple[int, ...], view: Callable[[str], Any] | None) -> Any:
     import numpy as np
     from PIL import Image
 
+    if view is not None:
+        return view(str(file))
     with Image.open(file) as opened:
         image: Image.Image = opened.convert("RGB" if shape[2:] == (3,) else "L")
         if image.size != (shape[1], shape[0]):

@@ -10,6 +10,7 @@ import hashlib
 import json
 import shutil
 import warnings
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from sparsejax.leaves import named_leaves
 
 State = Any
 _SEAL = "seal.json"
+_DATA = "data.json"
 
 
 class Checkpoints:
@@ -88,15 +90,20 @@ class Checkpoints:
             except (ValueError, OSError):
                 shutil.rmtree(self._folder / str(step))
 
-    def save(self, step: int, state: State) -> None:
+    def save(self, step: int, state: State, data: Mapping[str, Any] | None = None) -> None:
         """Saves in the background: the arrays are copied before this returns; `close` waits for the files.
+
+        Args:
+          step: after how many steps.
+          state: arrays.
+          data: where the reading of the data is, as JSON has it.
 
         Raises:
           OSError and others: what went wrong with the save before this one.
         """
         self._wait()
         self._open().save(step, args=ocp.args.StandardSave(state))
-        self._writing = self._writer.submit(self._finish, step, _arrays(state))
+        self._writing = self._writer.submit(self._finish, step, _arrays(state), dict(data or {}))
 
     def close(self) -> None:
         """Waits until everything is on disk."""
@@ -113,9 +120,16 @@ class Checkpoints:
         if writing is not None:
             writing.result()
 
-    def _finish(self, step: int, arrays: dict[str, str]) -> None:
+    def data(self, step: int) -> dict[str, Any]:
+        """What `save` was given as `data`, of a checkpoint that `restore` has found to be whole."""
+        path = self._folder / str(step) / _DATA
+        return json.loads(path.read_text()) if path.is_file() else {}
+
+    def _finish(self, step: int, arrays: dict[str, str], data: dict[str, Any]) -> None:
         self._open().wait_until_finished()
         folder = self._folder / str(step)
+        if data:
+            write_json(folder / _DATA, data)
         write_json(folder / _SEAL, {"arrays": arrays, "sha256": _checksums(folder)})
         # Deleted here and not by orbax, so that the one before is there until the new one is sealed.
         for old in sorted(self.steps())[: -self._keep]:

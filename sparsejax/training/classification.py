@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sparsejax.data import Dataset, augment, standardized
+from sparsejax.data import Dataset, Stream, augment, standardized
 from sparsejax.training.errors import ConfigError
 from sparsejax.training.order import epoch_order
 from sparsejax.training.records import floats
-from sparsejax.training.tasks import Config, Examples, Task
+from sparsejax.training.tasks import Config, Examples, Streamed, Task
 
 
-def task(config: Config, data: Dataset) -> Task:
+def task(config: Config, data: Dataset | Stream) -> Task:
     """The task of telling the classes of `data` apart.
 
     Raises:
@@ -38,19 +38,22 @@ def task(config: Config, data: Dataset) -> Task:
         labels = targets if mix else jax.nn.one_hot(targets, classes)
         return optax.softmax_cross_entropy(logits, optax.smooth_labels(labels, smoothing)).mean()
 
-    example = jax.ShapeDtypeStruct((1, *data.train_x.shape[1:]), jnp.float32)
+    example = jax.ShapeDtypeStruct((1, *data.example.shape), jnp.float32)
     return Task(
         "classification", "accuracy", "samples", 1, {"classes": classes}, example, inputs, prepare, loss, _gather,
         _sums, _scores,
     )  # fmt: skip
 
 
-def examples(config: Config, data: Dataset, task: Task) -> Examples:
+def examples(config: Config, data: Dataset | Stream, task: Task) -> Examples | Streamed:
     """The images in a new order each epoch; the incomplete last batch of an epoch is dropped."""
     del task
-    size, batch = len(data.train_y), config["batch_size"]
+    batch = config["batch_size"]
+    size = data.train_size if isinstance(data, Stream) else len(data.train_y)
     if size < batch:
         raise ConfigError(f"batch_size: {batch} is more than the {size} training examples")
+    if isinstance(data, Stream):
+        return Streamed(config["dataset"], data, size // batch)
     arrays = jnp.asarray(data.train_x), jnp.asarray(data.train_y)
     draw = lambda seeds, epoch: epoch_order(seeds, epoch, size)
     return Examples(arrays, size // batch, draw, data.test_x, data.test_y, np.ones(len(data.test_y), bool))

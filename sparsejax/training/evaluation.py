@@ -1,15 +1,18 @@
 """Evaluation of all seeds at once, on the device, over every example of the test set."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sparsejax.data.stream import Batches
+from sparsejax.training.errors import refusing
 from sparsejax.training.model import evaluated
 from sparsejax.training.seeds import each_seed
-from sparsejax.training.tasks import Task
+from sparsejax.training.tasks import Streamed, Task
 
 _LARGEST_BATCH = 1024
 _LARGEST_INPUT = 1 << 22  # numbers in the inputs of a batch, unless a training batch has more
@@ -29,6 +32,51 @@ class TestSet(NamedTuple):
     y: jax.Array
     real: jax.Array
     size: int
+
+    @property
+    def skipped(self) -> int:
+        return 0
+
+    def summed(self, evaluate: Callable, variables: tuple[Any, Any]) -> dict[str, jax.Array]:
+        """What the program adds up over the set."""
+        return evaluate(*variables, self.x, self.y, self.real)
+
+
+class TestStream:
+    """A test set that is read batch by batch, at each evaluation anew.
+
+    Attributes:
+      size: the number of real targets in the last evaluation.
+      skipped: damaged examples that were left out of it.
+    """
+
+    size, skipped = 0, 0
+
+    def __init__(self, examples: Streamed, *, largest: int, multiple: int, put: Callable[[Any], Any]):
+        """Arguments as of `make_test_set`."""
+        self._name, self._stream, self._put = repr(examples.name), examples.stream, put
+        self._batch = -(-min(largest, self._stream.test_size) // multiple) * multiple
+
+    def summed(self, evaluate: Callable, variables: tuple[Any, Any]) -> dict[str, jax.Array]:
+        """What the program adds up over the set.
+
+        Raises:
+          ConfigError: an example cannot be read.
+        """
+        sums: dict[str, jax.Array] = {}
+        before, size = sums, 0
+        with contextlib.closing(self._stream.test(self._batch)) as batches:
+            for batch in self._read(batches):
+                found = evaluate(*variables, *self._put(tuple(part[None] for part in batch)))
+                jax.block_until_ready(before)  # so that no more than two batches are on the device
+                before, sums = sums, jax.tree.map(jnp.add, sums, found) if sums else found
+                size += int(batch[-1].sum())
+            self.size, self.skipped = size, batches.skipped
+        return sums
+
+    def _read(self, batches: Batches) -> Iterator[tuple[np.ndarray, ...]]:
+        with refusing(self._name):
+            yield from batches
 
 
 def make_test_set(

@@ -10,10 +10,11 @@ import numpy as np
 import optax
 
 from sparsejax.data.corpus import Corpus
+from sparsejax.data.token_stream import token_stream
 from sparsejax.data.windows import covering_windows, cut_windows, window_starts, windows_per_epoch
 from sparsejax.training.errors import ConfigError
 from sparsejax.training.records import floats
-from sparsejax.training.tasks import Config, Examples, Task
+from sparsejax.training.tasks import Config, Examples, Streamed, Task
 
 _MOST_DECODED = 20_000_000  # tokens of a test set whose characters are counted
 
@@ -39,7 +40,7 @@ def task(config: Config, data: Corpus, model: Any) -> Task:
     )  # fmt: skip
 
 
-def examples(config: Config, data: Corpus, task: Task) -> Examples:
+def examples(config: Config, data: Corpus, task: Task) -> Examples | Streamed:
     """Windows that start anywhere, drawn anew each epoch; and the test tokens cut so that each is predicted once.
 
     Raises:
@@ -51,13 +52,16 @@ def examples(config: Config, data: Corpus, task: Task) -> Examples:
             raise ConfigError(
                 f"dataset {config['dataset']!r}: {len(part)} {name} tokens; at least {context + 1} are needed"
             )
-    train, test = np.asarray(data.train), np.asarray(data.test)
-    steps = config["epoch_steps"] or windows_per_epoch(len(train), context) // batch
+    steps = config["epoch_steps"] or windows_per_epoch(len(data.train), context) // batch
     if not steps:
         raise ConfigError(
-            f"batch_size: {batch} windows of {context} tokens are more than the {len(train)} training tokens; "
+            f"batch_size: {batch} windows of {context} tokens are more than the {len(data.train)} training tokens; "
             "epoch_steps sets the steps of an epoch"
         )
+
+    if data.streamed:
+        return Streamed(config["dataset"], token_stream(data, context, steps=steps), steps)
+    train, test = np.asarray(data.train), np.asarray(data.test)
 
     def draw(seeds, epoch):
         return jnp.asarray(window_starts(seeds, epoch, len(train), context, batch, steps=steps).reshape(len(seeds), -1))

@@ -79,6 +79,7 @@ def _run(trial: Trial, workdir: Path, on_progress: Progress) -> dict[str, Any]:
     first = None
     if found:
         step, state = found
+        trial.feed.restore(step, checkpoints.data(step))
     else:
         with span("init"):
             step, (state, first) = 0, trial.init()
@@ -89,12 +90,12 @@ def _run(trial: Trial, workdir: Path, on_progress: Progress) -> dict[str, Any]:
         def save(step: int, state: TrainState) -> None:
             with span("checkpoint"):
                 writer.sync()
-                checkpoints.save(step, state)
+                checkpoints.save(step, state, trial.feed.state())
                 write_json(workdir / "timing.json", {"step": step, "seconds": earlier + time.monotonic() - started})
 
         if first:  # the masks at step 0; a dense run has none
             writer.write(records.masks_record(0, first, trial.sizes))
-        with _best(trial, workdir) as save_best:
+        with _best(trial, workdir) as save_best, contextlib.closing(trial.feed):
             speed = Throughput(workdir / "timing.jsonl", trial.rates_of_a_step, writer.pass_on)
             step = _loop(_Run(trial, writer, speed, save, save_best, on_progress), step, state)
     result = records.make_result(
@@ -106,6 +107,7 @@ def _run(trial: Trial, workdir: Path, on_progress: Progress) -> dict[str, Any]:
         total=trial.grid.total,
         sizes=trial.sizes,
         layers=trial.layers,
+        skipped=trial.skipped,
     )
     result["seconds"] = round(earlier + time.monotonic() - started, 3)
     write_json(workdir / "result.json", result)
@@ -161,22 +163,28 @@ def _loop(run: _Run, step: int, state: TrainState) -> int:
     """Trains from `step` to the end, and returns where that was; saves with every record up to that step written."""
     trial, grid = run.trial, run.trial.grid
     watched = trial.config["keep_best"] or trial.config["patience"] > 0
-    waiting = None
+    waiting: list[_Done] = []  # one at most
+
+    def catch_up() -> None:
+        while waiting:
+            _write(run, waiting.pop())
+
     with _sigterm() as terminated:
         while step < grid.total and not _exhausted(run):
             stop = grid.after(step)
             with span("data"):
-                feed = trial.feed(step, stop)
+                feed = trial.feed(step, stop, catch_up)
             with span("dispatch"):
                 state, report = trial.programs.chunk(trial.rates, state, trial.fixed, feed, stop - step)
+                if trial.streamed and (grid.evaluates(stop) or grid.saves(stop)):
+                    _come_to_rest(run, stop, report, catch_up)
                 scores = _evaluate(trial, state) if grid.evaluates(stop) else None
-            if waiting:
-                _write(run, *waiting)
-            step, waiting = stop, (stop, report, scores)
+            catch_up()
+            step = stop
+            waiting.append(_Done(stop, report, scores, trial.feed.skipped))
             saves = grid.saves(step) or terminated.is_set()
             if saves or (watched and scores is not None):  # what is kept, and whether to go on, hangs on the scores
-                _write(run, *waiting)
-                waiting = None
+                catch_up()
                 if scores is not None and _is_best(run, step):
                     with span("checkpoint"):
                         run.save_best(step, state)  # type: ignore[misc]
@@ -189,8 +197,7 @@ def _loop(run: _Run, step: int, state: TrainState) -> int:
 
 
 def _evaluate(trial: Trial, state: TrainState) -> dict[str, jax.Array]:
-    programs, test = trial.programs, trial.test
-    return programs.evaluate(*programs.to_evaluate(state), test.x, test.y, test.real)
+    return trial.test.summed(trial.programs.evaluate, trial.programs.to_evaluate(state))
 
 
 def _exhausted(run: _Run) -> bool:
@@ -202,9 +209,26 @@ def _is_best(run: _Run, step: int) -> bool:
     return best is not None and best["step"] == step
 
 
-def _write(run: _Run, step: int, report: Any, scores: Any) -> None:
+def _come_to_rest(run: _Run, step: int, report: Any, catch_up: Callable[[], None]) -> None:
+    """Waits for a chunk of a stream, whose evaluation keeps this process busy as long as the device."""
+    catch_up()
+    run.speed.pause()  # the chunk before was not seen as soon as it was done, this one is
+    jax.block_until_ready(report)
+    run.speed.seen(step)
+
+
+class _Done(NamedTuple):
+    """A chunk that was handed to the device: where it ends, its report, its evaluation, examples skipped up to it."""
+
+    step: int
+    report: Any
+    scores: Any
+    skipped: int
+
+
+def _write(run: _Run, done: _Done) -> None:
     """Waits for a chunk, checks its losses, writes its records."""
-    trial, writer = run.trial, run.writer
+    (step, report, scores, skipped), trial, writer = done, run.trial, run.writer
     with span("train"):
         report = jax.device_get(report)
     run.speed.seen(step)
@@ -214,11 +238,12 @@ def _write(run: _Run, step: int, report: Any, scores: Any) -> None:
         records.check_finite(report, step, trial.config["seeds"])
     epoch = step / trial.grid.epoch
     with span("metrics"):
-        writer.write(records.train_record(step, epoch, report))
+        writer.write(records.train_record(step, epoch, report, skipped))
         if records.changed(report["masks"]):
             writer.write(records.masks_record(step, report["masks"], trial.sizes))
         if scores is not None:
-            writer.write(records.eval_record(step, epoch, trial.task.scores(scores, trial.test.size)))
+            tested = trial.task.scores(scores, trial.test.size)
+            writer.write(records.eval_record(step, epoch, tested, trial.test.skipped))
             run.speed.record(step)
             run.speed.pause()
         run.on_progress(step, trial.grid.total, _last_metrics(writer.records))

@@ -95,7 +95,7 @@ class Placement:
 
     def put_split(self, tree: Any) -> Any:
         """Arrays (K, B, ...), split along B."""
-        return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec(None, AXES))) if self.mesh else tree
+        return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec(None, AXES)) if self.mesh else None)
 
     def _of_leaf(self, leaf: Any) -> NamedSharding:
         return self._sharding(leaf.dtype, leaf.shape[1:], seeds=leaf.ndim > 0)

@@ -7,6 +7,7 @@ began, which is one half of resuming bit for bit (the other is a fixed grid).
 """
 
 import json
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -16,10 +17,11 @@ import jax.numpy as jnp
 from sparsejax.training.compiling import fast, hurried
 from sparsejax.training.distillation import Teacher
 from sparsejax.training.evaluation import make_evaluate
-from sparsejax.training.feeding import taken
+from sparsejax.training.feeding import AHEAD
 from sparsejax.training.methods import make_transform, rates_of, with_rates
 from sparsejax.training.model import init_model, layout_of, make_model
 from sparsejax.training.placement import Placement, make_mesh
+from sparsejax.training.profile import span
 from sparsejax.training.schedules import make_schedule
 from sparsejax.training.seeds import each_seed, one_by_one
 from sparsejax.training.state import TrainState, averaged, masks_by_path, sparse_state, to_evaluate
@@ -107,7 +109,7 @@ def _make_chunk(config: Mapping[str, Any], data: Any, steps_per_epoch: int, teac
     task, place = make_task(config, data, model), Placement(make_mesh(config["mesh"]))
     total_steps, decay = config["epochs"] * steps_per_epoch, config["ema_decay"]
     params, _ = jax.eval_shape(lambda: init_model(model, task.example, jnp.zeros(1, jnp.int32)))
-    alone = one_by_one(params)
+    alone = one_by_one(params) or data.streamed
 
     def many_steps(rates, state: TrainState, fixed, feed, steps):
         rated = with_rates(config, rates)
@@ -118,7 +120,7 @@ def _make_chunk(config: Mapping[str, Any], data: Any, steps_per_epoch: int, teac
 
         def body(_, carry):
             (step, params, opt_state, model_state, ema), loss_sum, bad = carry
-            x, y = taken(task, feed, step % steps_per_epoch, config["batch_size"], place.split)
+            x, y = feed.taken(task, step % steps_per_epoch, config["batch_size"], place.split)
             params, opt_state, model_state, loss = step_of_each(
                 params, opt_state, model_state, fixed["seeds"], step, x, y, fixed["teacher"]
             )
@@ -145,29 +147,39 @@ def _make_chunk(config: Mapping[str, Any], data: Any, steps_per_epoch: int, teac
 
 
 def _step_by_step(program: Callable) -> Callable:
-    """The chunk that runs a program of one step again and again, without waiting for any."""
+    """The chunk that runs a program of one step again and again, a few steps ahead of the device.
+
+    Further ahead, the batches that wait for their steps would fill its memory.
+    """
 
     def chunk(rates, state, fixed, feed, steps):
-        reports = []
-        for _ in range(steps):
-            state, report = program(rates, state, fixed, feed, 1)
-            reports.append(report)
-        return state, _joined(reports)
+        under_way: deque[jax.Array] = deque()
+        whole = None
+        for one in feed.each(steps):
+            state, report = program(rates, state, fixed, one, 1)
+            under_way.append(report["loss"])
+            if len(under_way) > AHEAD:
+                with span("train"):
+                    jax.block_until_ready(under_way.popleft())
+            whole = _joined(whole, report) if whole else report
+        return state, _of_steps(whole, steps)
 
     return chunk
 
 
 @jax.jit
-def _joined(reports: list[dict[str, Any]]) -> dict[str, Any]:
-    """The report of a chunk from those of its steps."""
-    loss, bad, masks = reports[0]["loss"], reports[0]["bad"], reports[-1]["masks"]
-    for report in reports[1:]:
-        loss = loss + report["loss"]
-        bad = jax.tree.map(lambda a, b, first=bad["step"]: jnp.where(first < 0, b, a), bad, report["bad"])
-    if masks:
-        counted = {name: [report["masks"][name] for report in reports] for name in ("grown", "dropped")}
-        masks = masks | {name: jax.tree.map(lambda *each: sum(each), *found) for name, found in counted.items()}
-    return reports[-1] | {"loss": loss / len(reports), "bad": bad, "masks": masks}
+def _joined(before: dict[str, Any], report: dict[str, Any]) -> dict[str, Any]:
+    """The report of some steps and of the one after them; its loss is the sum."""
+    masks, first = report["masks"], before["bad"]["step"]
+    bad = jax.tree.map(lambda a, b: jnp.where(first < 0, b, a), before["bad"], report["bad"])
+    for name in ("grown", "dropped") if masks else ():
+        masks = masks | {name: jax.tree.map(jnp.add, before["masks"][name], masks[name])}
+    return report | {"loss": before["loss"] + report["loss"], "bad": bad, "masks": masks}
+
+
+@jax.jit
+def _of_steps(whole: dict[str, Any], steps: int) -> dict[str, Any]:
+    return whole | {"loss": whole["loss"] / steps}
 
 
 def _ever(ever_active: dict[str, jax.Array], opt_state: Any) -> dict[str, jax.Array]:

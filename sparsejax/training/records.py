@@ -23,15 +23,20 @@ def floats(values: Any) -> list[float]:
     return [float(str(value)) for value in np.asarray(values, np.float32)]
 
 
-def train_record(step: int, epoch: float, report: Mapping[str, Any]) -> Record:
-    """{"kind": "train", ...}: the mean loss of the chunk, per seed, and the learning rate of its last step."""
+def train_record(step: int, epoch: float, report: Mapping[str, Any], skipped: int = 0) -> Record:
+    """{"kind": "train", ...}: the mean loss of the chunk, per seed, and the learning rate of its last step.
+
+    "skipped_examples", where any were: the damaged ones that all seeds together have met up to here.
+    """
     lr = float(str(np.float32(report["lr"])))
-    return {"kind": "train", "step": step, "epoch": epoch, "loss": floats(report["loss"]), "lr": lr}
+    record = {"kind": "train", "step": step, "epoch": epoch, "loss": floats(report["loss"]), "lr": lr}
+    return record | ({"skipped_examples": skipped} if skipped else {})
 
 
-def eval_record(step: int, epoch: float, scores: Mapping[str, list[float]]) -> Record:
-    """{"kind": "eval", ...}: what the task says of the whole test set, per seed."""
-    return {"kind": "eval", "step": step, "epoch": epoch, "split": "test", **scores}
+def eval_record(step: int, epoch: float, scores: Mapping[str, list[float]], skipped: int = 0) -> Record:
+    """{"kind": "eval", ...}: what the task says of the whole test set, per seed; and what of it was damaged."""
+    record = {"kind": "eval", "step": step, "epoch": epoch, "split": "test", **scores}
+    return record | ({"skipped_examples": skipped} if skipped else {})
 
 
 def masks_record(step: int, report: Mapping[str, Any], sizes: Mapping[str, int]) -> Record:
@@ -85,6 +90,7 @@ def make_result(
     total: int,
     sizes: Mapping[str, int],
     layers: Mapping[str, int],
+    skipped: int = 0,
 ) -> dict[str, Any]:
     """The content of result.json, without the time taken.
 
@@ -95,6 +101,7 @@ def make_result(
       steps: training steps of the run; total: as many as it would have without early stopping.
       sizes: path -> number of weights, of the leaves that are (or, in a dense run, could be) masked.
       layers: path -> dense forward FLOPs, from `flops.layer_flops`.
+      skipped: damaged examples that were left out before training.
     """
     final = next(r for r in reversed(records) if r["kind"] == "eval")
     masks = [r for r in records if r["kind"] == "masks"]
@@ -112,6 +119,7 @@ def make_result(
         "task": task,
         "metric": metric,
         **{name: values for name, values in final.items() if isinstance(values, list)},
+        **_left_out(records, skipped),
         "weights_kept": kept,
         "weights": sum(sizes.values()),
         "density": density,
@@ -129,6 +137,13 @@ def _how_it_went(config: Mapping[str, Any], records: Sequence[Record], metric: s
     if config["keep_best"] and (best := best_evaluation(records, metric)):
         out["best"] = {"step": best["step"], metric: best[metric]}
     return out
+
+
+def _left_out(records: Sequence[Record], before: int) -> dict[str, Any]:
+    """Damaged examples: found at the start, met in all epochs of training, met in the last evaluation; if any were."""
+    last = {record["kind"]: record.get("skipped_examples", 0) for record in records}
+    counts = {"at_start": before, "training": last.get("train", 0), "test": last.get("eval", 0)}
+    return {"skipped_examples": counts} if any(counts.values()) else {}
 
 
 def _mean_density(density: Mapping[str, Sequence[float]]) -> dict[str, float]:

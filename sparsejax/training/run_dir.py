@@ -15,6 +15,8 @@ from sparsejax.training.optimizers import own_values
 
 # A run may go on on other devices (its bits are then others, to rounding), and be logged elsewhere.
 _MAY_DIFFER = {"mesh", "log"}
+# Nor does what is read hang on these: where the one before stopped at a damaged file, leaving it out goes on.
+_MAY_DIFFER_IN_DATA = {"workers", "on_error"}
 
 
 def finished(workdir: Path, config: Resolved) -> dict[str, Any] | None:
@@ -38,7 +40,8 @@ def completed(written: Mapping[str, Any]) -> Resolved:
 
 
 def _compared(config: Mapping[str, Any]) -> Resolved:
-    return {field: value for field, value in config.items() if field not in _MAY_DIFFER}
+    data = {name: value for name, value in config["data"].items() if name not in _MAY_DIFFER_IN_DATA}
+    return {field: value for field, value in config.items() if field not in _MAY_DIFFER} | {"data": data}
 
 
 @contextlib.contextmanager

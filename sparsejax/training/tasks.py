@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from sparsejax.data.corpus import Corpus
+from sparsejax.data.stream import Stream
 from sparsejax.training.errors import ConfigError
 
 Config = Mapping[str, Any]
@@ -45,7 +46,7 @@ class Task(NamedTuple):
 
 
 class Examples(NamedTuple):
-    """The data of a trial, as its task takes it.
+    """The data of a trial in memory, as its task takes them.
 
     Attributes:
       arrays: all training data, on the device.
@@ -62,6 +63,20 @@ class Examples(NamedTuple):
     test_real: np.ndarray
 
 
+class Streamed(NamedTuple):
+    """The data of a trial that are read batch by batch.
+
+    Attributes:
+      name: of the data set.
+      stream: its batches are what the task takes.
+      epoch_steps: training steps of an epoch.
+    """
+
+    name: str
+    stream: Stream
+    epoch_steps: int
+
+
 def make_task(config: Config, data: Any, model: Any) -> Task:
     """The task of a resolved config on this data with this model.
 
@@ -74,7 +89,7 @@ def make_task(config: Config, data: Any, model: Any) -> Task:
     return language.task(config, data, model) if isinstance(data, Corpus) else classification.task(config, data)
 
 
-def make_examples(config: Config, data: Any, task: Task) -> Examples:
+def make_examples(config: Config, data: Any, task: Task) -> Examples | Streamed:
     """The data as the task takes it.
 
     Raises:

@@ -37,7 +37,9 @@ class Throughput:
         self._clean, self._all = [0, 0.0], [0, 0.0]
 
     def seen(self, step: int) -> None:
-        """The chunk that ends at `step` is done."""
+        """The chunk that ends at `step` is done; said again, it changes nothing."""
+        if self._last and self._last[0] == step:
+            return
         now = self._clock()
         if self._last:
             steps, seconds = step - self._last[0], now - self._last[1]

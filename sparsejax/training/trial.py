@@ -16,8 +16,8 @@ from sparsejax.training.compiling import hurried
 from sparsejax.training.config import Resolved
 from sparsejax.training.distillation import make_teacher
 from sparsejax.training.errors import ConfigError
-from sparsejax.training.evaluation import TestSet, largest_batch, make_test_set
-from sparsejax.training.feeding import feeder
+from sparsejax.training.evaluation import TestSet, TestStream, largest_batch, make_test_set
+from sparsejax.training.feeding import MemoryFeeds, StreamFeeds, feeds_of
 from sparsejax.training.methods import make_transform, rates_of, update_grid
 from sparsejax.training.model import init_model, layout_of, make_model
 from sparsejax.training.peaks import peak_of
@@ -25,7 +25,7 @@ from sparsejax.training.placement import Placement, make_mesh
 from sparsejax.training.profile import span
 from sparsejax.training.programs import Programs, get_programs, mask_report
 from sparsejax.training.state import TrainState, init_state, masks_by_path
-from sparsejax.training.tasks import Examples, Task, make_examples, make_task
+from sparsejax.training.tasks import Examples, Streamed, Task, make_examples, make_task
 from sparsejax.training.throughput import rates_of_a_step
 from sparsejax.training.writers import check_installed
 
@@ -77,6 +77,8 @@ class Trial(NamedTuple):
       fixed: the seeds, and a teacher's variables if there is one.
       feed: (step, stop) -> what the steps of a chunk read.
       test: the test set.
+      streamed: whether the data are read as training goes on.
+      skipped: what of the data was left out as damaged before any batch.
       init: makes the state at step 0, and the report on its masks.
       like: the state's shapes.
       sizes: path -> number of weights of one seed, of the leaves that are (or could be) masked.
@@ -90,8 +92,10 @@ class Trial(NamedTuple):
     place: Placement
     rates: dict[str, float]
     fixed: dict[str, Any]
-    feed: Callable[[int, int], Any]
-    test: TestSet
+    feed: MemoryFeeds | StreamFeeds
+    test: TestSet | TestStream
+    streamed: bool
+    skipped: int
     init: Callable[[], tuple[TrainState, dict[str, Any]]]
     like: TrainState
     sizes: dict[str, int]
@@ -142,9 +146,12 @@ def prepare(config: Resolved) -> Trial:
     init = lambda: first(*programs.init_model(seeds), seeds)
     sizes, layers = _costs(model, task, variables, like)
     fixed = {"seeds": place.put(seeds), "teacher": place.put(teacher.variables) if teacher else {}}
-    feed = feeder(examples, config["seeds"], place.put)
+    feed = feeds_of(examples, config["seeds"], config["batch_size"], place)
     grid, rates = _grid(config, examples.epoch_steps), rates_of(config)
-    return Trial(config, grid, programs, task, place, rates, fixed, feed, test, init, like, sizes, layers)
+    streamed, skipped = data.streamed, data.skipped
+    return Trial(
+        config, grid, programs, task, place, rates, fixed, feed, test, streamed, skipped, init, like, sizes, layers
+    )  # fmt: skip
 
 
 def _first_state(config: Resolved, model: Any, total: int, params: Any, model_state: Any, seeds: jax.Array):
@@ -208,8 +215,10 @@ def _load(name: str, data_dir: str, args: str) -> Any:
         raise ConfigError(f"dataset {name!r}: {error}") from error
 
 
-def _on_devices(config: Resolved, data: Any, task: Task, place: Placement) -> tuple[Examples, TestSet]:
-    """The data on the devices; trials of a sweep share it."""
+def _on_devices(
+    config: Resolved, data: Any, task: Task, place: Placement
+) -> tuple[Examples | Streamed, TestSet | TestStream]:
+    """The data on the devices, which trials of a sweep share, or what reads them."""
     fields = ("dataset", "data_dir", "data", "batch_size", "epoch_steps", "mesh")
     key = json.dumps([[config[field] for field in fields], task.name, task.units])
     if key not in _placed:
@@ -217,10 +226,10 @@ def _on_devices(config: Resolved, data: Any, task: Task, place: Placement) -> tu
             _placed.pop(next(iter(_placed)))
         examples = make_examples(config, data, task)
         largest = largest_batch(task.example, config["batch_size"])
-        put = place.put_split if place.mesh else jnp.asarray
-        test = make_test_set(
-            examples.test_x, examples.test_y, examples.test_real, largest=largest, multiple=place.devices, put=put
-        )
+        how: dict[str, Any] = {"largest": largest, "multiple": place.devices, "put": place.put_split}
+        if isinstance(examples, Streamed):
+            return examples, TestStream(examples, **how)
+        test = make_test_set(examples.test_x, examples.test_y, examples.test_real, **how)
         _placed[key] = data, examples._replace(arrays=place.put(examples.arrays)), test
     held, examples, test = _placed[key]
     if held is not data:  # the same name, loaded anew
