@@ -56,5 +56,7 @@ def get_hyper(h) -> list[dict]:
     return (
         h.list([{"method": "dense"}])
         + h.product({"method": ["static", "gmp", "rigl"], "sparsity": [0.8]})
-        + h.list([{"method": "gmp", "sparsity": 0.5, "method_args.pattern": "nm(2, 4)"}])
+        + h.list(
+            [{"method": "gmp", "sparsity": 0.5, "method_args.pattern": "nm(2, 4)", "method_args.distribution": None}]
+        )
     )

@@ -171,7 +171,9 @@ def apply(config: ConfigDict, overrides: Mapping[str, Any], *, prefix: str = "--
             if not isinstance(node, ConfigDict):
                 raise InputError(f"{prefix}{key}: {seen[:-1]} is {node!r} and has no fields of its own")
         open_dict = bool(parents) and (parents[-1].endswith("_args") or parents[-1] in _OPEN)
-        if last in node or not open_dict:
+        if open_dict and value in (None, "None"):  # an argument goes back to its default
+            value = None
+        elif last in node or not open_dict:
             value = _converted(_known(node, last, prefix, seen), node.get_type(last), value, f"{prefix}{key}", last)
         elif isinstance(value, str):
             value = _literal(value)

@@ -150,7 +150,14 @@ def _method_args(method: str, args: dict[str, Any]) -> dict[str, Any]:
     every = args.get("update_every", 1)
     if not isinstance(every, int) or isinstance(every, bool) or every < 1:
         raise ConfigError(f"method_args.update_every: {every!r} is not an integer >= 1")
-    return {name: value for name, value in args.items() if name in accepted[method]}
+    taken = {name: value for name, value in args.items() if name in accepted[method]}
+    parameters = inspect.signature(METHODS[method]).parameters
+    for name, value in taken.items():
+        if value is None and (default := parameters[name].default) is not None:
+            raise ConfigError(
+                f"method_args.{name}: None; {method} takes a value there, such as its default {default!r}"
+            )
+    return taken
 
 
 def _data_args(dataset: str, args: dict[str, Any]) -> dict[str, Any]:
