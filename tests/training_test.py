@@ -288,7 +288,7 @@ BAD = {
     "nm(4, 2): N of every M needs": {"method_args": {"pattern": "nm(4, 2)"}},
     "is not a name or a call with plain numbers": {"method_args": {"pattern": "__import__('os').getcwd()"}},
     "drop_fraction=1.5 must lie in [0, 1]": {"method_args": {"drop_fraction": 1.5}},
-    "method_args.drop_fraction: None; rigl takes a value there": {"method": "rigl", "method_args": {"drop_fraction": None}},
+    "drop_fraction: None; rigl takes a value there": {"method": "rigl", "method_args": {"drop_fraction": None}},
     "where: 'Conv_*' matches no leaf": {"method_args": {"where": "only('Conv_*')"}},
     "model_args: unknown 'feature'; did you mean 'features'?": {"model_args": {"feature": [3]}},
     "data: unknown 'test_sise'; did you mean 'test_size'?": {"data": {"test_sise": 3}},
