@@ -121,8 +121,8 @@ def test_settings_are_as_before_afterwards(tmp_path):
 
 
 def test_options_that_xla_does_not_know_are_left_out():
-    assert compiling._accepted({"xla_no_such_option": "1"}) == {}
-    assert compiling._accepted({"xla_backend_optimization_level": 1}) == {"xla_backend_optimization_level": 1}
+    assert compiling.accepted({"xla_no_such_option": "1"}) == {}
+    assert compiling.accepted({"xla_backend_optimization_level": 1}) == {"xla_backend_optimization_level": 1}
 
 
 def test_bad_input_makes_no_cache(tmp_path):

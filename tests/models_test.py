@@ -1,6 +1,5 @@
 """The vision models: published sizes and FLOPs, forward passes against plain NumPy, and what training relies on."""
 
-import functools
 import inspect
 import math
 
@@ -13,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 from model_shapes import CIFAR, IMAGENET, MNIST, kernels, size, traced
+from tiny_models import quick
 
 from sparsejax import distributions, flops
 from sparsejax.leaves import except_, flax_layout, named_leaves, select_leaves
@@ -20,9 +20,6 @@ from sparsejax.models import MODELS, layers, mlp, mobilenet
 from sparsejax.models.resnet import ResNet, resnet_cifar
 from sparsejax.models.vgg import VGG
 from sparsejax.models.wide_resnet import wrn
-from sparsejax.training.compiling import hurried
-
-quick = functools.partial(jax.jit, compiler_options=hurried())
 
 VISION = [
     *("lenet5", "lenet_300_100", "mlp", "mobilenet_v1", "resnet110", "resnet18", "resnet20", "resnet32", "resnet50"),

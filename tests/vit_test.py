@@ -8,15 +8,13 @@ import network_oracles
 import numpy as np
 import optax
 import pytest
+from tiny_models import quick
 
 import sparsejax
 from sparsejax import flops
 from sparsejax.leaves import named_leaves
 from sparsejax.models.scanned import stack_blocks, unstack_blocks
 from sparsejax.models.vit import ViT, sincos_positions
-from sparsejax.training.compiling import hurried
-
-quick = functools.partial(jax.jit, compiler_options=hurried())
 
 SMALL = ViT(classes=3, width=8, depth=3, heads=2, mlp_width=12, patch=4)
 IMAGES = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 8, 3)), jnp.float32)

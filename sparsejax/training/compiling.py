@@ -25,15 +25,16 @@ _NO_YNNPACK = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
 def fast() -> dict[str, Any]:
     """Compiler options of a program that runs many times."""
-    return {**_accepted(_QUICK), **_accepted(_NO_YNNPACK)} if jax.default_backend() == "cpu" else {}
+    return {**accepted(_QUICK), **accepted(_NO_YNNPACK)} if jax.default_backend() == "cpu" else {}
 
 
 def hurried() -> dict[str, Any]:
     """Compiler options of a program that runs once."""
-    return _accepted(_QUICK)
+    return accepted(_QUICK)
 
 
-def _accepted(option: dict[str, Any]) -> dict[str, Any]:
+def accepted(option: dict[str, Any]) -> dict[str, Any]:
+    """The option, or nothing where this XLA has none of its name."""
     return option if _known(*option.items()) else {}
 
 
