@@ -5,7 +5,7 @@ to test on. 0.8 M parameters as they are, for two cores; 10.7 M with `model=gpt_
 
     sparsejax sweep --config experiments/chargpt/sweep.py --out runs/chargpt --workers 1 --config.data_dir=FILE
 
-README.md has the claim, the measured table, its time, and a text from each.
+Measured: README.md has the claim, the table, its time, and a text from each.
 """
 
 from pathlib import Path

@@ -5,7 +5,7 @@ of 10,000 images, three seeds a trial; h200.py beside this file trains the same 
 
     sparsejax sweep --config experiments/cifar/sweep.py --out runs/cifar --workers 1 --config.data_dir=DIR
 
-DIR holds cifar-10-batches-bin. README.md has the claim and the measured table.
+DIR holds cifar-10-batches-bin. Measured: README.md has the claim and the table.
 """
 
 from ml_collections import ConfigDict

@@ -68,18 +68,17 @@ def bare_loop(
     new_order = lambda: jnp.asarray(rng.permutation(size)[: epoch * batch], jnp.int32)
     program = jax.jit(many_steps, donate_argnums=0).lower(carry, data, new_order(), jnp.int32(0)).compile()
     memory = program.memory_analysis()
-    held = [carry, 0]
+    held = [carry, 0, None]
 
     def run(steps: int) -> float:
         start = time.perf_counter()
-        order = new_order()
-        carry, done = held
+        carry, done, order = held
         for _ in range(steps // chunk):
             if done % epoch == 0:
                 order = new_order()
             carry = program(carry, data, order, jnp.int32(done % epoch))
             done += chunk
-        held[:] = jax.block_until_ready(carry), done
+        held[:] = jax.block_until_ready(carry), done, order
         return time.perf_counter() - start
 
     return Bare(run, in_use(memory))

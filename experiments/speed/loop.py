@@ -68,7 +68,7 @@ def mnist_files(folder: Path) -> None:
 def cifar_files(folder: Path) -> None:
     """CIFAR-10's six files, of noise."""
     rng = np.random.default_rng(0)
-    for name, size in (*((f"data_batch_{n}", 2_000) for n in range(1, 6)), ("test_batch", 200)):
+    for name, size in (*((f"data_batch_{n}", 600) for n in range(1, 6)), ("test_batch", 200)):
         records = rng.integers(0, 256, (size, 3_073), np.uint8)
         records[:, 0] %= 10
         (folder / f"{name}.bin").write_bytes(records.tobytes())
