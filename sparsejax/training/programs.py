@@ -23,7 +23,7 @@ from sparsejax.training.model import init_model, layout_of, make_model
 from sparsejax.training.placement import Placement, make_mesh
 from sparsejax.training.profile import span
 from sparsejax.training.schedules import make_schedule
-from sparsejax.training.seeds import each_seed, one_by_one
+from sparsejax.training.seeds import each_seed, one_by_one, own_axis
 from sparsejax.training.state import TrainState, averaged, masks_by_path, sparse_state, to_evaluate
 from sparsejax.training.step import make_step
 from sparsejax.training.tasks import make_task
@@ -116,13 +116,15 @@ def _make_chunk(config: Mapping[str, Any], data: Any, steps_per_epoch: int, teac
         transform = make_transform(rated, total_steps, sparsity=config["sparsity"], layout=layout_of(model))
         schedule = make_schedule(rated, total_steps)
         one_step = make_step(model, task, transform, config, teacher, place.gathered)
-        step_of_each = each_seed(one_step, (0, 0, 0, 0, None, 0, 0, 0))
+        seeds = fixed["seeds"].shape[0]
+        inside, outside = own_axis(seeds, place.devices)
+        step_of_each = each_seed(one_step, (0, 0, 0, 0, None, 0, 0, 0)) if inside is outside else one_step
 
         def body(_, carry):
             (step, params, opt_state, model_state, ema), loss_sum, bad = carry
-            x, y = feed.taken(task, step % steps_per_epoch, config["batch_size"], place.split)
+            x, y = inside(feed.taken(task, step % steps_per_epoch, config["batch_size"], place.split))
             params, opt_state, model_state, loss = step_of_each(
-                params, opt_state, model_state, fixed["seeds"], step, x, y, fixed["teacher"]
+                params, opt_state, model_state, inside(fixed["seeds"]), step, x, y, fixed["teacher"]
             )
             if decay:
                 ema = averaged(ema, params, model_state, step, decay)
@@ -131,12 +133,11 @@ def _make_chunk(config: Mapping[str, Any], data: Any, steps_per_epoch: int, teac
             kept = place.keep((params, opt_state, model_state, ema))
             return (step + 1, *kept), loss_sum + loss, bad
 
-        seeds = fixed["seeds"].shape[0]
         bad = {"step": jnp.full(seeds, -1, jnp.int32), "loss": jnp.zeros(seeds)}
-        start = (state.step, state.params, state.opt_state, state.model_state, state.ema)
-        carry = (start, jnp.zeros(seeds), bad)
-        carry = body(0, carry) if alone else jax.lax.fori_loop(0, steps, body, carry)
-        (step, params, opt_state, model_state, ema), loss_sum, bad = carry
+        stacked = inside((state.params, state.opt_state, state.model_state, state.ema))
+        carry = ((state.step, *stacked), *inside((jnp.zeros(seeds), bad)))
+        (step, *stacked), *sums = body(0, carry) if alone else jax.lax.fori_loop(0, steps, body, carry)
+        (params, opt_state, model_state, ema), (loss_sum, bad) = outside(tuple(stacked)), outside(tuple(sums))
         new = TrainState(step, params, opt_state, _ever(state.ever_active, opt_state), model_state, ema)
         new = place.keep(new)
         report = {"loss": loss_sum / steps, "bad": bad, "finite": _all_finite(params), "lr": schedule(step - 1)}
