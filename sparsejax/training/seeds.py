@@ -37,8 +37,8 @@ def one_by_one(params: Any) -> bool:
 def own_axis(seeds: int, devices: int) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
     """What takes the axis of seeds off a tree and what puts it back, for a loop of one seed; else the same one twice.
 
-    XLA does not take a batch of one away everywhere. Without the axis a step of LeNet-300-100 took 0.91 of the time that
-    it took with it, of a GPT of 0.8 M parameters 1.07 (2026-11-25, two cores, jax 0.10.2).
+    XLA does not take a batch of one away everywhere. Without the axis a step of LeNet-300-100 took 0.91 of the time, of
+    a GPT of 0.8 M parameters 1.07 (2026-11-25, two cores, jax 0.10.2).
     """
     if seeds > 1 or devices > 1:
         return _unchanged, _unchanged
