@@ -6,13 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparsejax.training.compiling import accepted, hurried
+from sparsejax.training.compiling import hurried
 
 KEY = jax.random.key(0)
-# Each program here runs a few times, on few numbers: compiled without any optimisation and by XLA's older emitters,
-# which take half the time and make slower code, where XLA has these options.
-OLD_EMITTERS = accepted({"xla_cpu_use_fusion_emitters": False})
-quick = partial(jax.jit, compiler_options=dict.fromkeys(hurried(), 0) | OLD_EMITTERS)
+# Each program here runs a few times, on few numbers: compiled without any optimisation, where XLA has that option.
+quick = partial(jax.jit, compiler_options=dict.fromkeys(hurried(), 0))
 
 
 def shapes(model, length=1):
