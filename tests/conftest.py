@@ -1,5 +1,6 @@
 """Strictness for every test: eight host devices, and a rank promotion raises; setup.cfg turns warnings into errors."""
 
+import gc
 import os
 from importlib import metadata
 
@@ -18,3 +19,4 @@ import devices  # noqa: F401
 import jax
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+gc.set_threshold(100_000)  # tracing makes many objects and few cycles: a twelfth of the time went in looking for them
