@@ -9,12 +9,18 @@ from sparsejax.topology import exploration_rate, explored, hamming, overlap, sum
 from sparsejax.transforms import (
     Leaf,
     drop_and_grow,
+    dsr,
     gmp,
+    granet,
+    itop,
     keep_best,
+    mest,
     one_shot,
     rigl,
     set_,
+    snfs,
     sparse_wrapper,
+    srigl,
     static,
     static_args,
 )
@@ -22,9 +28,9 @@ from sparsejax.transforms import (
 __version__ = "0.1.0"
 
 __all__ = [
-    "Leaf", "SparseState", "apply_masks", "block", "channel", "criteria", "density", "distributions", "drop_and_grow",
-    "equinox_layout", "except_", "exploration_rate", "explored", "fan_in", "flax_layout", "flops", "get_masks", "gmp",
-    "hamming", "initialization", "keep_best", "masks_from", "nm", "one_shot", "only", "overlap", "patterns", "rigl",
-    "schedules", "selection", "set_", "set_masks", "sparse_wrapper", "stacked", "static", "static_args", "summary",
-    "unstructured",
+    "Leaf", "SparseState", "apply_masks", "block", "channel", "criteria", "density", "distributions",
+    "drop_and_grow", "dsr", "equinox_layout", "except_", "exploration_rate", "explored", "fan_in", "flax_layout",
+    "flops", "get_masks", "gmp", "granet", "hamming", "initialization", "itop", "keep_best", "masks_from", "mest",
+    "nm", "one_shot", "only", "overlap", "patterns", "rigl", "schedules", "selection", "set_", "set_masks", "snfs",
+    "sparse_wrapper", "srigl", "stacked", "static", "static_args", "summary", "unstructured",
 ]  # fmt: skip

@@ -31,6 +31,22 @@ def saliency(leaf: Leaf) -> jax.Array:
     return jnp.abs(leaf.weight * leaf.grad.astype(leaf.weight.dtype))
 
 
+def momentum(leaf: Leaf) -> jax.Array:
+    """|m|, the inner optimizer's moving sum of gradients; |m| / (sqrt(v) + 1e-8) where it has second moments v too.
+
+    Raises:
+      ValueError: the inner optimizer has neither `trace` (SGD with momentum) nor `mu` (Adam, Lion).
+
+    Source: sparse momentum, Dettmers & Zettlemoyer 2019, arXiv:1907.04840.
+    """
+    found = {path.rsplit("/", 1)[-1]: moment for path, moment in leaf.inner.items()}
+    first = found.get("trace", found.get("mu"))
+    if first is None:
+        raise ValueError(f"{leaf.path}: the inner optimizer keeps no momentum; take sgd with momentum, adam or adamw")
+    second = found.get("nu")
+    return jnp.abs(first) if second is None else jnp.abs(first) / (jnp.sqrt(second) + 1e-8).astype(first.dtype)
+
+
 def random(leaf: Leaf) -> jax.Array:
     """Uniform integers in [1, 2^32 - 2], drawn with the leaf's key. Source: SET, Mocanu 2018, arXiv:1707.04780."""
     drawn = lots(leaf.key, leaf.weight.shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
@@ -66,6 +67,25 @@ def _refusal(path: str, array: Any) -> str | None:
     if sum(size != 1 for size in array.shape) <= 1:
         return "all axes but one have size 1"
     return None
+
+
+def output_layers(paths: list[str]) -> list[str]:
+    """Which paths are the output layer's by name: with a part head, classifier, logits, fc; else the last one.
+
+    The last one is so in the order of names, numbers in them as numbers.
+
+    Example:
+      >>> output_layers(["Dense_10/kernel", "Dense_9/kernel"])
+      ['Dense_10/kernel']
+    """
+    named = [path for path in paths if any(_is_output(part.lower()) for part in path.split("/"))]
+    in_order = lambda word: (True, int(word), "") if word.isdigit() else (False, 0, word)
+    natural = lambda path: [in_order(word) for word in re.split(r"(\d+)", path)]
+    return named or sorted(paths, key=natural)[-1:]
+
+
+def _is_output(part: str) -> bool:
+    return part.endswith("head") or part in ("classifier", "logits", "fc")
 
 
 def default_where(path: str, array: Any) -> bool:

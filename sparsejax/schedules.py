@@ -44,8 +44,8 @@ def cubic(initial: float, final: float, start: int, end: int):
     return value
 
 
-def cosine(drop_fraction: float | jax.Array, start: int, end: int | None):
-    """step -> (alpha / 2) (1 + cos(pi (t - t_0) / (T_end - t_0))); constant alpha where `end` is None.
+def cosine(drop_fraction: float | jax.Array, start: int, end: int | None, final: float = 0.0):
+    """step -> f + ((alpha - f) / 2) (1 + cos(pi (t - t_0) / (T_end - t_0))); constant alpha where `end` is None.
 
     Source: Dettmers & Zettlemoyer 2019; RigL, arXiv:1911.11134.
 
@@ -58,9 +58,19 @@ def cosine(drop_fraction: float | jax.Array, start: int, end: int | None):
 
     def value(step):
         done = jnp.clip((jnp.asarray(step, jnp.float32) - start) / max(end - start, 1), 0.0, 1.0)
-        return drop_fraction / 2 * (1 + jnp.cos(jnp.pi * done))
+        return final + (drop_fraction - final) / 2 * (1 + jnp.cos(jnp.pi * done))
 
     return value
+
+
+def stairs(steps: tuple[int, ...]):
+    """step -> 1, less 1 / n at each of the n `steps`: 1, ..., 1 / n, and 0 from the last of them on.
+
+    Example:
+      >>> [stairs((90, 120))(t) for t in (0, 90, 120)]
+      [1.0, 0.5, 0.0]
+    """
+    return lambda step: 1 - sum(step >= at for at in steps) / len(steps)
 
 
 def update_grid(every: int, start: int = 0, end: int | None = None):
@@ -81,8 +91,12 @@ class Phase(NamedTuple):
       every: steps between mask updates (Delta T); 0: the masks stay.
       ramp: the sparsity climbs to the target, exactly at `until`.
       initial: of a ramp, the share of the target sparsity that it starts from.
-      drop_fraction: the share alpha of the kept units that moves at the phase's begin; it is annealed to 0 where
-        `until` is an integer.
+      drop_fraction: the share alpha of the kept units that moves at the phase's begin; it is annealed to
+        `final_fraction` where `until` is an integer.
+      final_fraction: what the cosine ends on.
+      anneal: the steps where the cosine begins and ends (None: never), where these are not the phase's own.
+      stairs: steps at which ramp and drop fraction fall in equal parts, in place of the cubic rule and of the cosine.
+      begun: of a ramp, that masks hold its initial sparsity already, so that its first update is a grid step later.
     """
 
     until: int | None = None
@@ -90,6 +104,10 @@ class Phase(NamedTuple):
     ramp: bool = False
     initial: float = 0.0
     drop_fraction: float | jax.Array | None = None
+    final_fraction: float = 0.0
+    anneal: tuple[int, int | None] | None = None
+    stairs: tuple[int, ...] = ()
+    begun: bool = False
 
 
 def dense(until: int) -> Phase:
@@ -138,6 +156,8 @@ def check_plan(plan: Plan) -> None:
         alpha = phase.drop_fraction
         if alpha is not None and not isinstance(alpha, jax.core.Tracer) and not 0 <= alpha <= 1:
             raise ValueError(f"drop_fraction={alpha} must lie in [0, 1]")
+        if not 0 <= phase.final_fraction <= 1:
+            raise ValueError(f"final_fraction={phase.final_fraction} must lie in [0, 1]")
         if not 0 <= phase.initial <= 1:
             raise ValueError(f"plan: initial={phase.initial} must lie in [0, 1]")
     if sum(phase.ramp for phase in plan) > 1:
@@ -158,7 +178,7 @@ def is_update(plan: Plan, step: jax.Array) -> jax.Array:
         if phase.ramp:
             until = phase.until or 0
             on_grid = (step >= begin) & (step < until) & ((step - begin) % phase.every == 0)
-            if phase.initial == 0:
+            if phase.initial == 0 or phase.begun:
                 on_grid &= step > begin
             hit |= on_grid | (step == until)
         elif phase.drop_fraction is not None:
@@ -173,10 +193,18 @@ def drop_fraction(plan: Plan, step: jax.Array) -> jax.Array | None:
         if phase.drop_fraction is not None:
             inside = step > begin
             if phase.until is not None:
-                inside &= step < phase.until
-            value = jnp.where(inside, cosine(phase.drop_fraction, begin, phase.until)(step), 0.0)
+                inside &= step <= phase.until if phase.ramp else step < phase.until  # a ramp's last update is there
+            value = jnp.where(inside, _annealed(phase, begin, step), 0.0)
             fraction = value if fraction is None else fraction + value
     return fraction
+
+
+def _annealed(phase: Phase, begin: int, step: jax.Array) -> jax.Array:
+    assert phase.drop_fraction is not None
+    if phase.stairs:
+        return phase.drop_fraction * stairs(phase.stairs)(step)
+    start, end = phase.anneal or (begin, phase.until)
+    return cosine(phase.drop_fraction, start, end, phase.final_fraction)(step)
 
 
 def ramp_of(plan: Plan) -> tuple[int, Phase] | None:
@@ -193,7 +221,8 @@ def ramp_values(plan: Plan) -> list[float]:
     assert phase.until is not None
     length = phase.until - begin
     steps = range(begin, phase.until, phase.every)
-    return [1 + (phase.initial - 1) * (1 - (t - begin) / length) ** 3 for t in steps] + [1.0]
+    left = stairs(phase.stairs) if phase.stairs else lambda t: (1 - (t - begin) / length) ** 3
+    return [1 + (phase.initial - 1) * left(t) for t in steps] + [1.0]
 
 
 def ramp_index(plan: Plan, step: jax.Array) -> jax.Array:

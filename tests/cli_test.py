@@ -246,7 +246,23 @@ def test_list_has_one_line_for_each_name(capsys):
     assert cli.main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     names = [line.split()[0] for line in lines]
-    assert {"dense", "static", "one_shot", "gmp", "set", "rigl", "digits", "mnist", "mlp"} <= set(names)
+    assert {
+        "dense",
+        "static",
+        "one_shot",
+        "gmp",
+        "set",
+        "rigl",
+        "itop",
+        "snfs",
+        "dsr",
+        "mest",
+        "srigl",
+        "granet",
+        "digits",
+        "mnist",
+        "mlp",
+    } <= set(names)
     assert all(len(line.split(None, 2)) == 3 for line in lines)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import dst_oracles
 import equinox as eqx
 import flax.struct
 import jax
@@ -157,6 +158,8 @@ class Row(NamedTuple):
       layerwise: whether each leaf has a count of its own.
       keeps: of the random methods, `(t, weights, masks) -> masks` that must survive.
       random: whether the seed matters.
+      fan_in: whether each neuron (index of the last axis) has a count of its own at the begin.
+      dense_moments: whether the inner optimizer sees all gradients and keeps its moments where masks change.
     """
 
     make: Callable
@@ -173,11 +176,13 @@ class Row(NamedTuple):
     layerwise: bool = True
     keeps: Callable | None = None
     random: bool = False
+    fan_in: bool = False
+    dense_moments: bool = False
 
     @property
     def constant(self):
         """Whether the count is the same at every step."""
-        return self.begins is _erk
+        return self.begins in (_erk, _level)
 
 
 def _uniform(shapes, sparsity):
@@ -186,6 +191,10 @@ def _uniform(shapes, sparsity):
 
 def _erk(shapes, sparsity):
     return oracles.erk(shapes, 1 - sparsity)
+
+
+def _level(shapes, sparsity):
+    return _uniform(shapes, sparsity)
 
 
 def _fixed(t, weights, grads, masks, counts):
@@ -206,6 +215,29 @@ def _rigl(alpha, end, begin=0):
         return [oracles.rigl(w, g, m, share) for w, g, m in zip(weights, grads, masks, strict=True)]
 
     return rule
+
+
+def _per_leaf(rule):
+    """A rule `(t, weight, grad, mask) -> mask` for each leaf."""
+    return lambda t, weights, grads, masks, counts: [rule(t, *leaf) for leaf in zip(weights, grads, masks, strict=True)]
+
+
+def _itop(t, weight, grad, mask):
+    return dst_oracles.moved(weight, grad, mask, dst_oracles.falling(0.5, 0.005, 13, t))
+
+
+def _granet(t, weights, grads, masks, count):
+    return dst_oracles.granet(weights, grads, masks, count, dst_oracles.falling(0.5, 0.005, 13, t))
+
+
+def _srigl(t, weights, grads, masks, counts):
+    last = len(masks) - 1  # the output layer by name, whose neurons stay
+    leaves = enumerate(zip(weights, grads, masks, strict=True))
+    return [dst_oracles.srigl(*leaf, 0.5, 0.9, ablate=i != last) for i, leaf in leaves]
+
+
+def _survive(rule):
+    return lambda t, weights, masks: [rule(t, *leaf) for leaf in zip(weights, masks, strict=True)]
 
 
 def _always(value):
@@ -273,6 +305,10 @@ def _table():
     gmp, gmp_due = _ramp(1, 11, 2)
     wide, wide_due = _ramp(0, 10, 3, 0.25)
     plan, plan_due = _ramp(2, 6, 2)
+    prunes, prunes_due = _ramp(0, 8, 2)
+    seldom = lambda t: oracles.is_rigl_step(t, 2, 13)
+    fall = lambda t, w, m: oracles.survivors(w, m, oracles.fraction(0.5, 13, t), dst_oracles.up)
+    mutate = lambda t, w, m: oracles.survivors(w, m, dst_oracles.stair(0.2, 13, t))
     moves = lambda t: oracles.is_rigl_step(t, 2, 11)
     never = lambda t: False
     left = lambda t, weights, masks: [oracles.signed_survivors(w, m, 0.3) for w, m in zip(weights, masks, strict=True)]
@@ -306,6 +342,33 @@ def _table():
         "rigl": Row(
             _of(sparsejax.rigl, update_every=2, update_end=11), "sgd", bf16, "equinox", 0.8, 0.6, _erk,
             _always(1.0), moves, _rigl(0.3, 11), skips=True, random=True,
+        ),
+        "itop": Row(
+            _of(sparsejax.itop, update_every=2, update_end=13), "momentum", f32, "dataclasses", 0.8, 0.6, _erk,
+            _always(1.0), seldom, _per_leaf(_itop), random=True,
+        ),
+        # Its momentum is dense by definition: clauses 3 and 4 hold with all gradients, and no moment is reset.
+        "snfs": Row(
+            _of(sparsejax.snfs, update_every=2, update_end=13), "sgd", f32, "linen", 0.8, 0.6, _level,
+            _always(1.0), seldom, layerwise=False, keeps=_survive(fall), random=True, dense_moments=True,
+        ),
+        "dsr": Row(
+            _of(sparsejax.dsr, update_every=2, threshold=0.3), "lion", f32, "tuples", 0.8, 0.6, _level,
+            _always(1.0), lambda t: oracles.is_rigl_step(t, 2, None), layerwise=False,
+            keeps=_survive(lambda t, w, m: m & (abs(oracles.exact(w)) >= 0.3 * 2**6)), random=True,
+        ),
+        "mest": Row(
+            _of(sparsejax.mest, update_every=2, update_end=13), "adagrad", f32, "nnx", 0.8, 0.6, _level,
+            _always(1.0), seldom, keeps=_survive(mutate), random=True,
+        ),
+        "srigl": Row(
+            _of(sparsejax.srigl, update_every=2, saliency_threshold=0.9, drop_fraction=0.5), "adamw", bf16, "linen",
+            0.8, 0.6, _erk, _always(1.0), lambda t: oracles.is_rigl_step(t, 2, None), _srigl, skips=True, random=True,
+            fan_in=True,
+        ),
+        "granet": Row(
+            _of(sparsejax.granet, update_every=2, update_end=8, rewire_end=13), "clip", f32, "equinox", 0.8, 0.4,
+            _uniform, prunes, lambda t: prunes_due(t) or t in (10, 12), _granet, layerwise=False,
         ),
         "custom": Row(
             _custom, "clip", f32, "nnx", 0.75, 0.5, _uniform, plan, lambda t: plan_due(t) or t == 9, _custom_rule,

@@ -130,10 +130,13 @@ def expected_counts(row, lane, t, sparsity=None):
     sparsity = row.target if sparsity is None else sparsity
     sizes = [weight.size for weight in lane.weights[0]]
     share = 1.0 if row.constant else 0.0 if t == 0 else row.share(t - 1)
-    if not row.layerwise:
+    if not row.layerwise and not row.constant:
         return oracles.kept(sum(sizes), sparsity * share)
-    densities = row.begins([weight.shape for weight in lane.weights[0]], sparsity)
-    return [oracles.kept(size, (1 - density) * share) for size, density in zip(sizes, densities, strict=True)]
+    shapes = [weight.shape for weight in lane.weights[0]]
+    groups = [shape[-1] if row.fan_in else 1 for shape in shapes]
+    leaves = zip(sizes, groups, row.begins(shapes, sparsity), strict=True)
+    counts = [oracles.kept(size // group, (1 - density) * share) * group for size, group, density in leaves]
+    return counts if row.layerwise else sum(counts)
 
 
 def check_zeros(lane):
@@ -166,7 +169,7 @@ def check_masks(row, lane):
             np.testing.assert_array_equal(mask, one, err_msg=f"step {step}")
 
 
-def by_hand(inner, start, params, masks, grads, hold):
+def by_hand(inner, start, dense_moments, params, masks, grads, hold):
     """Clauses 3 and 4 written down: the inner optimizer on masked trees, its moments fresh where the mask changed."""
     lay = lambda tree, masks: [jnp.where(m, x, jnp.zeros_like(x)) for x, m in zip(tree, masks, strict=True)]
     fresh = lambda x, same: jnp.where(same, x, jnp.asarray(start, x.dtype))
@@ -175,8 +178,10 @@ def by_hand(inner, start, params, masks, grads, hold):
         params, old, state = carry
         masks, grads, hold = now
         same = [a & b for a, b in zip(old, masks, strict=True)]
-        state = optax.tree_utils.tree_map_params(inner, fresh, state, same)
-        updates, state = inner.update(lay(grads, masks), state, lay(params, masks))
+        if not dense_moments:
+            state = optax.tree_utils.tree_map_params(inner, fresh, state, same)
+            grads = lay(grads, masks)
+        updates, state = inner.update(grads, state, lay(params, masks))
         updates = [jnp.where(hold, jnp.zeros_like(u), u) for u in updates]
         params = lay(optax.apply_updates(params, updates), masks)
         return (params, masks, state), (params, state)
@@ -196,7 +201,7 @@ def check_inner(row, lanes):
         return params, [np.stack(column(i)) for i in range(len(params))], jax.tree.leaves(lane.grads_tree), hold
 
     both = jax.tree.map(lambda *x: jnp.stack(x), *map(arguments, lanes))
-    wanted = jax.jit(jax.vmap(functools.partial(by_hand, inner.make(), inner.start)))(*both)
+    wanted = jax.jit(jax.vmap(functools.partial(by_hand, inner.make(), inner.start, row.dense_moments)))(*both)
     relative, absolute = TOLERANCE[np.dtype(row.dtype).name]
     for k, lane in enumerate(lanes):
         found = jax.tree.leaves((lane.after_params, lane.after_state.inner_state))

@@ -29,7 +29,7 @@ CORE = [
 ]
 FACTORIES = [
     *("block", "channel", "except_", "gmp", "nm", "one_shot", "only", "rigl", "set_", "sparse_wrapper", "stacked"),
-    *("static", "unstructured"),
+    *("static", "unstructured", "dsr", "granet", "itop", "mest", "snfs", "srigl"),
 ]
 
 

@@ -17,6 +17,7 @@ import sparsejax
 from sparsejax import criteria, schedules
 
 EVERY_METHOD = (sparsejax.static, sparsejax.one_shot, sparsejax.gmp, sparsejax.set_, sparsejax.rigl)
+LATER_METHODS = (sparsejax.itop, sparsejax.snfs, sparsejax.dsr, sparsejax.mest, sparsejax.srigl, sparsejax.granet)
 compile_quickly = pytest.fixture(autouse=True)(quickly_compiled)
 
 
@@ -29,7 +30,7 @@ def at_step_4(method):
     return {"update_every": 4} | ({"update_end": 4} if method is sparsejax.gmp else {})
 
 
-@pytest.mark.parametrize("method", EVERY_METHOD)
+@pytest.mark.parametrize("method", EVERY_METHOD + LATER_METHODS)
 def test_init_under_transformations(method):
     """One structure under jit and eval_shape, no shared buffer, empty trees are fine; tree_map_params works."""
     tx = method(optax.adam(0.1), sparsity=0.5)

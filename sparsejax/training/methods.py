@@ -27,6 +27,12 @@ METHODS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "gmp": sparsejax.gmp,
     "set": sparsejax.set_,
     "rigl": sparsejax.rigl,
+    "itop": sparsejax.itop,
+    "snfs": sparsejax.snfs,
+    "dsr": sparsejax.dsr,
+    "mest": sparsejax.mest,
+    "srigl": sparsejax.srigl,
+    "granet": sparsejax.granet,
 }
 _NOT_IN_CONFIGS = {"inner", "sparsity", "masks", "layout", "seed"}
 
@@ -62,6 +68,15 @@ def update_grid(config: Mapping[str, Any]) -> tuple[int, int] | None:
     default = {name: parameters[name].default for name in ("update_start", "update_every") if name in parameters}
     values = default | config["method_args"]
     return values.get("update_start", 0), values["update_every"]
+
+
+def dense_gradient_every(config: Mapping[str, Any]) -> int | None:
+    """Every how many steps a method needs the gradient of all weights: None never, 1 at each step (SNFS)."""
+    if config["method"] == "snfs":
+        return 1
+    by_gradient = config["method"] in ("rigl", "srigl", "granet", "itop")
+    grid = update_grid(config) if by_gradient and config["method_args"].get("grow") != "random" else None
+    return grid and grid[1]
 
 
 RATES = ("learning_rate", "weight_decay")

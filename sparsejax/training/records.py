@@ -14,7 +14,7 @@ import numpy as np
 from sparsejax import flops
 from sparsejax.training.best import best_evaluation
 from sparsejax.training.errors import NonFiniteLoss
-from sparsejax.training.methods import update_grid
+from sparsejax.training.methods import dense_gradient_every
 from sparsejax.training.metrics import Record
 
 
@@ -164,8 +164,11 @@ def relative_training_flops(
     durations = [after - start for start, after in itertools.pairwise(starts)]
     forward = [flops.inference_flops(layers, _mean_density(record["density"])) for record in masks]
     mean = flops.gradual_training(forward, durations)
-    if config["method"] == "rigl" and (grid := update_grid(config)):
-        mean = flops.rigl_training(mean / 3, dense, grid[1])
+    every = dense_gradient_every(config)
+    if every == 1:
+        mean = flops.dense_gradient_training(mean / 3, dense)
+    elif every:
+        mean = flops.rigl_training(mean / 3, dense, every)
     return mean / flops.dense_training(dense)
 
 

@@ -18,8 +18,8 @@ from jax import lax
 
 from sparsejax import schedules
 from sparsejax.batching import any_lane
-from sparsejax.leaves import Axes, Layout, Where
-from sparsejax.masks import apply_masks, flat_masks, mask_tree, unpacked, with_masks
+from sparsejax.leaves import Axes, Layout, Where, output_layers
+from sparsejax.masks import apply_masks, flat_masks, map_masks, mask_tree, unpacked, with_masks
 from sparsejax.packing import Packed, pack
 from sparsejax.patterns import Pattern
 from sparsejax.selection import Count, Scores, count_true
@@ -43,7 +43,8 @@ PyTree = Any
 _STATIC = (  # arguments that `optax.inject_hyperparams` must not turn into arrays
     "sparsity", "masks", "distribution", "pattern", "where", "layout", "ties", "update_start", "update_end",
     "update_every", "initial_sparsity", "at_step", "skip_step", "drop_rounding", "regrow_dropped", "signed", "plan",
-    "start", "seed", "packed",
+    "start", "seed", "packed", "rewire_end", "final_fraction", "threshold", "extra", "gradient_weight", "grow",
+    "redistribute", "ablate", "saliency_threshold", "never_ablate",
 )  # fmt: skip
 
 
@@ -62,13 +63,14 @@ class Leaf(NamedTuple):
     Attributes:
       path: `Dense_0/kernel`.
       weight, grad, mask: arrays of the parameter's shape.
-      keep: units to keep in each group of the pattern, a Count.
+      keep: units to keep in each group of the pattern, a Count; `target`: the same once the plan's ramp has ended.
       fraction: the share of the kept units that moves (drop fraction), or None.
       key: PRNG key of this leaf and step.
       ties: None (lowest index first), or the PRNG key that breaks ties.
       step: int32 scalar.
       inner: the inner state's leaves that belong to this parameter, by path (`0/mu`).
       pattern, axes: the leaf's pattern, and its stacked, input and output axes.
+      is_output: whether its name says that it is the output layer (`leaves.output_layers`).
     """
 
     path: str
@@ -76,6 +78,7 @@ class Leaf(NamedTuple):
     grad: jax.Array
     mask: jax.Array
     keep: Count
+    target: Count
     fraction: jax.Array | None
     key: jax.Array
     ties: jax.Array | None
@@ -83,12 +86,20 @@ class Leaf(NamedTuple):
     inner: dict[str, jax.Array]
     pattern: Pattern
     axes: Axes
+    is_output: bool = False
+
+
+class Remembered(NamedTuple):
+    """The state's `extra` where a rule has a memory: a ramp's table of kept counts (or ()), and the memory."""
+
+    table: Any
+    memory: PyTree
 
 
 NEVER = (schedules.fixed(),)
 # A rule gives the mask, or is a generator that asks for selections on its way to it (see `transforms.rules`).
 NewMask = Callable[[Leaf], jax.Array | Generator[Any, Any, jax.Array]]
-NewMasks = Callable[[list[Leaf]], list[jax.Array] | Generator[Any, Any, list[jax.Array]]]
+NewMasks = Callable[..., Any]  # [list[Leaf]] -> list[jax.Array], or such a generator
 
 
 class _Method(NamedTuple):
@@ -99,6 +110,8 @@ class _Method(NamedTuple):
     new_masks: NewMasks | None
     choice: Choice
     masks: PyTree
+    memory: PyTree
+    dense_moments: bool
     skip_step: bool
     ties: str
     seed: int | jax.Array
@@ -118,6 +131,8 @@ def sparse_wrapper(
     pattern: Patterns = None,
     where: Where | None = None,
     layout: Layout | None = None,
+    memory: PyTree = None,
+    dense_moments: bool = False,
     skip_step: bool = False,
     ties: str = "index",
     seed: int | jax.Array = 0,
@@ -140,6 +155,9 @@ def sparse_wrapper(
       pattern: None (single weights), `nm`, `block`, `channel`, or a dict of globs to patterns.
       where: which leaves, `(path, array) -> bool`; None is the default predicate.
       layout: which axes are inputs and outputs; None is Flax's.
+      memory: arrays that `new_masks` keeps from one update to the next: `new_masks(leaves, memory)` then gives both the
+        masks and the new memory.
+      dense_moments: whether the inner optimizer sees the gradients of all weights and keeps its moments off the mask.
       skip_step: whether a step that changes masks leaves the params (not the inner state) as they are.
       ties: "index": among equal scores the lowest index is kept; "random": at random.
       seed: of the random choices; acts in `init` alone, and may be traced.
@@ -167,7 +185,7 @@ def sparse_wrapper(
         raise ValueError(f"packed={packed!r}: True or False")
     choice = checked_choice(sparsity, distribution, pattern, where, layout, start, plan, masks, new_masks)
     inner = optax.with_extra_args_support(inner)
-    method = _Method(inner, new_mask, new_masks, choice, masks, skip_step, ties, seed, packed)
+    method = _Method(inner, new_mask, new_masks, choice, masks, memory, dense_moments, skip_step, ties, seed, packed)
 
     def init_fn(params: PyTree) -> SparseState:
         return _init(method, params)
@@ -180,6 +198,7 @@ def sparse_wrapper(
 
 def _init(method: _Method, params: PyTree) -> SparseState:
     key = jax.random.key_data(jax.random.key(method.seed))
+    extra: Any
     if method.masks is not None and jax.tree.leaves(params):
         flat, extra = given_masks(params, method.masks), ()
     else:
@@ -189,6 +208,8 @@ def _init(method: _Method, params: PyTree) -> SparseState:
     if method.packed:
         masks = mask_tree(params, [None if mask is None else pack(mask) for mask in flat])
     inner_state = _copied(method.inner.init(seen), params)
+    if method.memory is not None:
+        extra = Remembered(extra, jax.tree.map(jnp.array, method.memory))
     return SparseState(jnp.zeros([], jnp.int32), key, masks, inner_state, jnp.zeros([], jnp.int32), extra)
 
 
@@ -210,7 +231,7 @@ def _update(method: _Method, grads: PyTree, state: SparseState, params: PyTree, 
         raise ValueError("a sparse transformation needs params: tx.update(grads, opt_state, params)")
     structure: Any = jax.tree.structure(params)
     due = schedules.is_update(method.choice.plan, state.count)
-    stored, refused = _next_masks(method, due, flat_masks(params, state.masks), grads, state, params)
+    stored, refused, memory = _next_masks(method, due, flat_masks(params, state.masks), grads, state, params)
     # Unpacked here, after the branch, which would store what it returns.
     new = unpacked(stored, jax.tree.leaves(params))
     masks = structure.unflatten(new)
@@ -218,41 +239,52 @@ def _update(method: _Method, grads: PyTree, state: SparseState, params: PyTree, 
     # neither gradient nor weight, which leaves the moments of most optimizers fresh (not rmsprop's initial scale).
     # Reading the old masks too, to reset at the change alone, keeps them alive beside the new ones: 1.9 x the bare
     # step, not 1.2 x.
-    inner_state = reset_off(method.inner, state.inner_state, params, new)
-    step, inner_state = method.inner.update(
-        apply_masks(grads, masks), inner_state, apply_masks(params, masks), **extra_args
-    )
+    inner_state, seen = state.inner_state, grads
+    if method.dense_moments:
+        seen = map_masks(_finite_off, masks, grads)
+    else:
+        inner_state, seen = reset_off(method.inner, inner_state, params, new), apply_masks(grads, masks)
+    step, inner_state = method.inner.update(seen, inner_state, apply_masks(params, masks), **extra_args)
     hold = due if method.skip_step else None
     leaves = zip(structure.flatten_up_to(step), jax.tree.leaves(params), new, strict=True)
     updates = structure.unflatten([_emit(*each, hold) for each in leaves])
     count = optax.safe_increment(state.count)
     masks = with_masks(state.masks, stored)
-    return updates, SparseState(count, state.key, masks, inner_state, state.skipped + refused, state.extra)
+    extra = state.extra if method.memory is None else state.extra._replace(memory=memory)
+    return updates, SparseState(count, state.key, masks, inner_state, state.skipped + refused, extra)
 
 
-def _next_masks(method: _Method, due, old, grads, state, params) -> tuple[list[Any], jax.Array]:
-    """The masks of this step, as they are stored, and how many leaves' updates were refused: the step's only branch."""
+def _finite_off(mask: jax.Array | None, grad: jax.Array) -> jax.Array:
+    """The gradient, without what is not finite off the mask: it harms no weight, but would stay in the moments."""
+    return grad if mask is None else jnp.where(mask | jnp.isfinite(grad), grad, jnp.zeros_like(grad))
+
+
+def _next_masks(method: _Method, due, old, grads, state, params) -> tuple[list[Any], jax.Array, PyTree]:
+    """The masks of this step, as they are stored, how many leaves were refused, the memory: the step's only branch."""
     specs = specs_of(params, old, method.choice.pattern, method.choice.layout)
     none_refused = jnp.zeros([], jnp.int32)
+    memory = () if method.memory is None else state.extra.memory
     if not specs or not any(phase.every for phase in method.choice.plan):
-        return old, none_refused
+        return old, none_refused, memory
 
     before = [old[spec.position] for spec in specs]
 
     def change():
         masks = unpacked(old, jax.tree.leaves(params))
         known = {id(mask): packed for mask, packed in zip(masks, old, strict=True) if isinstance(packed, Packed)}
-        chosen, refused = _changed(method, due, _leaves_at(method, specs, masks, grads, state, params), known)
-        return [pack(m, o.axis) if isinstance(o, Packed) else m for o, m in zip(before, chosen, strict=True)], refused
+        leaves = _leaves_at(method, specs, masks, grads, state, params)
+        chosen, refused, new_memory = _changed(method, due, leaves, known, memory)
+        packed = [pack(m, o.axis) if isinstance(o, Packed) else m for o, m in zip(before, chosen, strict=True)]
+        return packed, refused, new_memory
 
     def stay():
-        return before, none_refused
+        return before, none_refused, memory
 
-    chosen, refused = lax.cond(any_lane(due), change, stay)
+    chosen, refused, memory = lax.cond(any_lane(due), change, stay)
     new = list(old)
     for spec, mask in zip(specs, chosen, strict=True):
         new[spec.position] = mask
-    return new, refused
+    return new, refused, memory
 
 
 def _leaves_at(method: _Method, specs: list[Spec], masks, grads, state: SparseState, params) -> list[Leaf]:
@@ -261,14 +293,16 @@ def _leaves_at(method: _Method, specs: list[Spec], masks, grads, state: SparseSt
     weights, gradients = lax.stop_gradient((jax.tree.leaves(params), structure.flatten_up_to(grads)))
     owned = params_shaped(state.inner_state, params)
     fraction = schedules.drop_fraction(method.choice.plan, state.count)
-    table = None
+    table = last = None
     if method.choice.has_ramp:
-        table = state.extra[:, schedules.ramp_index(method.choice.plan, state.count)]
+        counts = state.extra.table if isinstance(state.extra, Remembered) else state.extra
+        table, last = counts[:, schedules.ramp_index(method.choice.plan, state.count)], counts[:, -1]
     rows = (
         opaque(range(len(specs)))
         if table is not None and not method.choice.one_budget
         else [jnp.uint32(0)] * len(specs)
     )
+    outputs = output_layers([spec.path for spec in specs])
     leaves = []
     for row, spec in zip(rows, specs, strict=True):
         i = spec.position
@@ -278,7 +312,8 @@ def _leaves_at(method: _Method, specs: list[Spec], masks, grads, state: SparseSt
             weight=weights[i],
             grad=gradients[i],
             mask=masks[i],
-            keep=_keep(table, row, spec, masks[i]),
+            keep=(keep := _keep(table, row, spec, masks[i])),
+            target=keep if last is None else _keep(last, row, spec, masks[i]),
             fraction=fraction,
             key=key,
             ties=jax.random.fold_in(key, 1) if method.ties == "random" else None,
@@ -286,6 +321,7 @@ def _leaves_at(method: _Method, specs: list[Spec], masks, grads, state: SparseSt
             inner=owned[i],
             pattern=spec.pattern,
             axes=spec.axes,
+            is_output=spec.path in outputs,
         )
         leaves.append(leaf)
     return leaves
@@ -299,18 +335,24 @@ def _keep(table: jax.Array | None, row: jax.Array, spec: Spec, mask: jax.Array) 
     return count_true([active], spec.pattern.group_axes(mask.shape, spec.axes))[0]
 
 
-def _changed(method: _Method, due: jax.Array, leaves: list[Leaf], known: Known) -> tuple[list[jax.Array], jax.Array]:
-    """New masks where this lane's update is due and the leaf is finite; and how many leaves were not."""
-    proposed, finite = _proposed(method, leaves, known)
+def _changed(
+    method: _Method, due: jax.Array, leaves: list[Leaf], known: Known, memory: PyTree
+) -> tuple[list[jax.Array], jax.Array, PyTree]:
+    """New masks where this lane's update is due and the leaf is finite; how many leaves were not; the memory after."""
+    proposed, finite = _proposed(method, leaves, known, memory)
+    if method.memory is not None:
+        proposed, remembered = proposed
+        kept = due & jnp.stack(finite).all()
+        memory = jax.tree.map(lambda new, old: jnp.where(kept, new, old), remembered, memory)
     accept = [jnp.stack(finite).all()] * len(leaves) if method.new_masks is not None else finite
     chosen = [jnp.where(due & ok, new, leaf.mask) for new, ok, leaf in zip(proposed, accept, leaves, strict=True)]
-    return chosen, jnp.where(due, jnp.sum(~jnp.stack(finite), dtype=jnp.int32), 0)
+    return chosen, jnp.where(due, jnp.sum(~jnp.stack(finite), dtype=jnp.int32), 0), memory
 
 
-def _proposed(method: _Method, leaves: list[Leaf], known: Known) -> tuple[list[jax.Array], list[jax.Array]]:
+def _proposed(method: _Method, leaves: list[Leaf], known: Known, memory: PyTree) -> tuple[Any, list[jax.Array]]:
     """The masks that the rule gives, and whether each leaf is finite: a rule in steps counts that as it selects."""
     if method.new_masks is not None:  # ranked together: one leaf that is not finite upsets the count of all
-        masks = method.new_masks(leaves)
+        masks = method.new_masks(leaves) if method.memory is None else method.new_masks(leaves, memory)
         if isinstance(masks, Generator):
             return run_together(masks, [_finite_units(leaf) for leaf in leaves], known)
         return masks, [_is_finite(leaf) for leaf in leaves]

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import jax
 import optax
 
 from sparsejax import criteria
-from sparsejax.criteria import Criterion
 from sparsejax.leaves import Layout, Where
 from sparsejax.schedules import Plan, check_steps, rewire
-from sparsejax.transforms.core import Leaf, sparse_wrapper
-from sparsejax.transforms.rules import Rule, drop_and_grow
+from sparsejax.transforms.core import sparse_wrapper
+from sparsejax.transforms.rules import mover
 from sparsejax.transforms.start import Distribution, Patterns
 
 
@@ -65,7 +62,7 @@ def set_(
     """
     return sparse_wrapper(
         inner,
-        _mover(criteria.random, regrow_dropped, drop_rounding, signed),
+        mover(criteria.random, regrow_dropped, drop_rounding, signed),
         plan=_moving(update_every, drop_fraction, update_end),
         start="random",
         sparsity=sparsity,
@@ -127,7 +124,7 @@ def rigl(
     """
     return sparse_wrapper(
         inner,
-        _mover(criteria.gradient, regrow_dropped, drop_rounding),
+        mover(criteria.gradient, regrow_dropped, drop_rounding),
         plan=_moving(update_every, drop_fraction, update_end),
         start="random",
         sparsity=sparsity,
@@ -140,12 +137,6 @@ def rigl(
         seed=seed,
         packed=packed,
     )
-
-
-def _mover(grow: Criterion, regrow_dropped: bool, rounding: str, signed: bool = False) -> Callable[[Leaf], Rule]:
-    if rounding not in ("floor", "ceil"):
-        raise ValueError(f"drop_rounding={rounding!r}: 'floor' or 'ceil'")
-    return lambda leaf: drop_and_grow(leaf, grow, regrow_dropped=regrow_dropped, rounding=rounding, signed=signed)
 
 
 def _moving(every: int, fraction: float | jax.Array, end: int | None) -> Plan:

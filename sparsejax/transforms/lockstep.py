@@ -64,8 +64,11 @@ def run_each(steps: Sequence[Steps], finite: Sequence[Scores], known: Known) -> 
     return masks, accept
 
 
-def run_together(steps: Steps, finite: Sequence[Scores], known: Known) -> tuple[list[jax.Array], list[jax.Array]]:
-    """The masks of one rule for all leaves, which yields Together, and whether each leaf is finite."""
+def run_together(steps: Steps, finite: Sequence[Scores], known: Known) -> tuple[Any, list[jax.Array]]:
+    """What one rule for all leaves returns, and whether each leaf is finite.
+
+    The rule yields Together, or a list of Requests; what it yields first has one Request a leaf.
+    """
     accept: list[jax.Array] = []
     answer = None
     while True:
@@ -73,11 +76,37 @@ def run_together(steps: Steps, finite: Sequence[Scores], known: Known) -> tuple[
             asked = steps.send(answer)
         except StopIteration as stop:
             return stop.value, accept
+        requests = asked.requests if isinstance(asked, Together) else asked
         if not accept:
-            told = [request._replace(finite=ok) for request, ok in zip(asked.requests, finite, strict=True)]
-            asked = asked._replace(requests=told)
-        answer = answered_together([_lean(request, known) for request in asked.requests], asked.keep)
+            requests = [request._replace(finite=ok) for request, ok in zip(requests, finite, strict=True)]
+        lean = [_lean(request, known) for request in requests]
+        answer = answered_together(lean, asked.keep) if isinstance(asked, Together) else answered(lean)
         accept = accept or [_none(chosen.refused) for chosen in answer]
+
+
+def side_by_side(steps: Sequence[Steps]) -> Steps:
+    """Rules, one a leaf, inside a rule for all leaves: what all of them ask for is asked for together.
+
+    Example:
+      >>> def halves(leaves):
+      ...     return (yield from side_by_side([sparsejax.keep_best(leaf) for leaf in leaves]))
+    """
+    returned: list[Any] = [None] * len(steps)
+    sent: dict[int, Any] = dict.fromkeys(range(len(steps)))
+    while sent:
+        asked: dict[int, Any] = {}
+        for i, answer in sent.items():
+            try:
+                asked[i] = steps[i].send(answer)
+            except StopIteration as stop:
+                returned[i] = stop.value
+        if not asked:
+            break
+        answers = iter((yield [request for item in asked.values() for request in _listed(item)]))
+        sent = {
+            i: [next(answers) for _ in item] if isinstance(item, list) else next(answers) for i, item in asked.items()
+        }
+    return returned
 
 
 def _listed(item: Any) -> list[Request]:

@@ -119,6 +119,7 @@ def drop_and_grow(
     rounding: str = "floor",
     signed: bool = False,
     prune: bool = False,
+    upto: Count | None = None,
 ) -> Rule:
     """Drops the k lowest-scoring active units of each layer and grows k others, inside the groups of the pattern.
 
@@ -132,6 +133,7 @@ def drop_and_grow(
       rounding: "floor" or "ceil" of fraction * n.
       signed: whether weights >= 0 and weights < 0 lose their share apart (SET); of pooled units the mean weight counts.
       prune: whether the kept count shrinks too, along the plan's ramp (GraNet).
+      upto: how many units each group has in the end, where that is not as many as before.
     """
     fraction = leaf.fraction
     assert fraction is not None, "a rule that drops and grows needs a plan with a rewire phase"
@@ -147,14 +149,43 @@ def drop_and_grow(
     parts = _signs(leaf, active) if signed else [active]
     stays = yield [Request(among(scores, part), stay, layer, leaf.ties) for part in parts]
     survivors = stays[0].mask if len(stays) == 1 else stays[0].mask | stays[1].mask
-    if at_once:
-        count: Count = leaf.keep
+    if upto is not None:
+        count: Count = upto
+    elif at_once:
+        count = leaf.keep
     elif group == layer:
         count = plus([found for each in stays if (found := each.candidates) is not None])
     else:
         count = count_kept(active, group)
+    return (yield from regrow(leaf, survivors, grow, count, None if regrow_dropped else ~active))
+
+
+def mover(grow: Criterion, regrow_dropped: bool, rounding: str, signed: bool = False) -> Callable[[Leaf], Rule]:
+    """`drop_and_grow` as a function of the leaf alone; ValueError where the rounding is neither floor nor ceil."""
+    checked_rounding(rounding)
+    return lambda leaf: drop_and_grow(leaf, grow, regrow_dropped=regrow_dropped, rounding=rounding, signed=signed)
+
+
+def checked_rounding(rounding: str) -> str:
+    """The argument `drop_rounding`, or a ValueError."""
+    if rounding not in ("floor", "ceil"):
+        raise ValueError(f"drop_rounding={rounding!r}: 'floor' or 'ceil'")
+    return rounding
+
+
+def regrow(leaf: Leaf, survivors: jax.Array, grow: Criterion, count: Count, free: jax.Array | None = None) -> Rule:
+    """The mask of the survivors and, up to `count` units in each group, of the others that score best.
+
+    Args:
+      leaf: the leaf.
+      survivors: bool, over the leaf's units; at most `count` in a group.
+      grow: the criterion.
+      count: of each group.
+      free: where units may grow; elsewhere they do only where nothing else is left. None: everywhere.
+    """
+    group = leaf.pattern.group_axes(leaf.weight.shape, leaf.axes)
     wanted = unit_keys(grow, leaf)
-    wanted = wanted if regrow_dropped else among(wanted, ~active)
+    wanted = wanted if free is None else among(wanted, free)
 
     def keys(survivors, *read):
         found = wanted.keys(*read)

@@ -106,12 +106,17 @@ def starting_masks(params: PyTree, choice: Choice, key: jax.Array) -> tuple[list
     specs = specs_of(params, selected, choice.pattern, choice.layout)
     specs = [spec for spec in specs if spec.pattern.check(spec.path, leaves[spec.position].shape, spec.axes)]
     sizes = [spec.pattern.group_size(leaves[spec.position].shape, spec.axes) for spec in specs]
+    begins = schedules.ramp_values(choice.plan)[0]  # the share of the target sparsity that random masks start with
     if choice.one_budget:
         keeps = sizes
+        if choice.start == "random":
+            shared = choice._replace(distribution=erk, sparsity=choice.sparsity * begins)
+            densities = _densities(params, specs, shared)
+            keeps = [kept_units(size, 1 - density) for size, density in zip(sizes, densities, strict=True)]
         tables = [_keep_table(sum(leaves[spec.position].size for spec in specs), choice.sparsity, choice.plan)]
     else:
         densities = _densities(params, specs, choice)
-        keeps = [kept_units(size, 1 - density) for size, density in zip(sizes, densities, strict=True)]
+        keeps = [kept_units(size, (1 - density) * begins) for size, density in zip(sizes, densities, strict=True)]
         tables = [_keep_table(size, 1 - density, choice.plan) for size, density in zip(sizes, densities, strict=True)]
     flat: list[jax.Array | None] = [None] * len(leaves)
     weights = [leaves[spec.position] for spec in specs]
