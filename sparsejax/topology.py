@@ -66,6 +66,18 @@ def exploration_rate(seen: PyTree) -> float:
     return sum(int(mask.sum()) for mask in leaves) / total if total else 1.0
 
 
+def collapsed(masks: PyTree) -> list[str]:
+    """The paths of the leaves whose mask keeps nothing: layers through which no signal passes any more.
+
+    Example:
+      >>> collapsed({"a": jnp.array([[True, False]]), "b": jnp.array([[False, False]]), "c": None})
+      ['b']
+
+    Source: layer collapse, Tanaka et al. 2020, arXiv:2006.05467.
+    """
+    return [path for path, mask in mask_leaves(masks).items() if mask.size and not np.asarray(mask).any()]
+
+
 def summary(params: PyTree, masks: PyTree, where: Where | None = None) -> str:
     """A table of each layer: shape, weights, kept, sparsity; and of what is dense, why.
 

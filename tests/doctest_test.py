@@ -57,7 +57,9 @@ def public(module):
     }
 
 
-@pytest.mark.parametrize("name", [*(f"sparsejax.{part}" for part in CORE), *(n for n in NAMES if ".transforms" in n)])
+@pytest.mark.parametrize(
+    "name", [*(f"sparsejax.{part}" for part in CORE), *(n for n in NAMES if ".transforms" in n or ".saliency" in n)]
+)
 def test_everything_public_says_what_it_does(name):
     module = importlib.import_module(name)
     assert module.__doc__

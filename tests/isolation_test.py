@@ -49,6 +49,7 @@ CORE = {
             "topology",
         )
     },
+    "saliency": {"distributions", "leaves", "masks", "patterns", "selection", "topology", "transforms"},
 }
 OUTER = ["files", "kernels", "formats", "models", "data", "training", "cli", "launch", "report"]
 

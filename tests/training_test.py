@@ -57,6 +57,10 @@ ARGS = {
     "gmp": {"update_every": 5, "update_end": 30},
     "set": {"update_every": 5, "update_end": 30},
     "rigl": {"update_every": 5, "update_end": 30},
+    "magnitude_at_init": {},
+    "snip": {"batches": 2},
+    "grasp": {"batches": 2},
+    "synflow": {"iterations": 10},
 }
 
 

@@ -10,6 +10,7 @@ import optax
 import sparsejax
 from sparsejax import distributions, leaves, patterns
 from sparsejax.leaves import Layout
+from sparsejax.training.at_init import AT_INIT
 from sparsejax.training.errors import ConfigError
 from sparsejax.training.optimizers import make_optimizer
 
@@ -33,6 +34,7 @@ METHODS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "mest": sparsejax.mest,
     "srigl": sparsejax.srigl,
     "granet": sparsejax.granet,
+    **AT_INIT,
 }
 _NOT_IN_CONFIGS = {"inner", "sparsity", "masks", "layout", "seed"}
 
@@ -97,7 +99,13 @@ def with_rates(config: Mapping[str, Any], rates: Mapping[str, Any]) -> dict[str,
 
 
 def make_transform(
-    config: Mapping[str, Any], total_steps: int, *, sparsity: float, seed: Any = 0, layout: Layout | None = None
+    config: Mapping[str, Any],
+    total_steps: int,
+    *,
+    sparsity: float,
+    seed: Any = 0,
+    layout: Layout | None = None,
+    masks: Any = None,
 ):
     """The optax transform that a resolved config describes.
 
@@ -107,6 +115,7 @@ def make_transform(
       sparsity: fraction of zeros; acts in `init` alone.
       seed: the method's seed; may be traced.
       layout: of the model's leaves; None: Flax's.
+      masks: of a method that has them chosen before the first step (`first_masks`).
 
     Raises:
       ConfigError: if the method refuses its arguments.
@@ -115,11 +124,16 @@ def make_transform(
     inner = make_optimizer(config, total_steps)
     if name == "dense":
         return inner
-    arguments = {key: _named(key, value) for key, value in config["method_args"].items()}
+    arguments = arguments_of(config) | ({} if masks is None else {"masks": masks})
     try:
         return METHODS[name](inner, sparsity=sparsity, seed=seed, layout=layout, **arguments)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"method {name!r}: {error}") from error
+
+
+def arguments_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A resolved config's `method_args`, with the functions and patterns that its strings stand for."""
+    return {key: _named(key, value) for key, value in config["method_args"].items()}
 
 
 def _named(argument: str, value: Any) -> Any:

@@ -49,7 +49,7 @@ def masked(params: Any, opt_state: Any) -> Any:
 
 
 def init_state(
-    transform: Callable[[jax.Array], optax.GradientTransformation],
+    transform: Callable[[jax.Array, Any], optax.GradientTransformation],
     params: Any,
     model_state: Any,
     seeds: jax.Array,
@@ -57,27 +57,29 @@ def init_state(
     init: str = "default",
     ema: bool = False,
     layout: Layout | None = None,
+    masks: Any = None,
 ) -> TrainState:
     """The state at step 0, sparse from the start.
 
     Args:
-      transform: seed (traced int32) -> optax transform.
+      transform: (seed (traced int32), one seed's masks or None) -> optax transform.
       params, model_state: stacked, from `model.init_model`.
       seeds: int32 (S,).
       init: "density" corrects the fan-in of what the masks leave.
       ema: whether averages are kept.
       layout: of the model's leaves; None: Flax's.
+      masks: stacked, where the method has them chosen before the first step.
     """
 
-    def one(seed, params):
-        opt_state = transform(seed).init(params)
+    def one(seed, params, masks):
+        opt_state = transform(seed, masks).init(params)
         if sparse_states(opt_state):
             params = masked(params, opt_state)
             if init == "density":
                 params = density_aware(params, get_masks(opt_state), layout)
         return params, opt_state
 
-    params, opt_state = jax.vmap(one)(seeds, params)
+    params, opt_state = jax.vmap(one)(seeds, params, masks)
     copied = lambda tree: jax.tree.map(jnp.array, tree)  # all of the state is donated, so nothing in it is shared
     ever_active = copied(masks_by_path(opt_state))
     averages = copied({"params": params, "model_state": model_state}) if ema else {}

@@ -18,6 +18,7 @@ from sparsejax.training.distillation import make_teacher
 from sparsejax.training.errors import ConfigError
 from sparsejax.training.evaluation import TestSet, TestStream, largest_batch, make_test_set
 from sparsejax.training.feeding import MemoryFeeds, StreamFeeds, feeds_of
+from sparsejax.training.first_masks import first_masks
 from sparsejax.training.methods import make_transform, rates_of, update_grid
 from sparsejax.training.model import init_model, layout_of, make_model
 from sparsejax.training.peaks import peak_of
@@ -130,7 +131,8 @@ def prepare(config: Resolved) -> Trial:
         teacher = make_teacher(config, data, task)
         programs = get_programs(config, data, examples.epoch_steps, teacher)
         seeds = jnp.asarray(config["seeds"], jnp.int32)
-        start = lambda params, model_state, seeds: _first_state(config, model, total, params, model_state, seeds)
+        chosen = first_masks(config, model, task, place, examples.epoch_steps)
+        start = lambda *given: _first_state(config, model, total, *given)
         variables = jax.eval_shape(programs.init_model, seeds)
         like = jax.eval_shape(lambda *given: start(*given)[0], *variables, seeds)
     except ConfigError:
@@ -138,15 +140,20 @@ def prepare(config: Resolved) -> Trial:
     except (ValueError, TypeError) as error:  # the model's or the method's refusal names the leaf and the value
         raise ConfigError(f"method {config['method']!r}, model {config['model']!r}: {error}") from error
 
-    def first_state(params, model_state, seeds):
-        state, report = start(params, model_state, seeds)
+    def first_state(params, model_state, seeds, masks):
+        state, report = start(params, model_state, seeds, masks)
         return place.keep(state), report
 
     first = jax.jit(first_state, compiler_options=hurried())
-    init = lambda: first(*programs.init_model(seeds), seeds)
+    feed = feeds_of(examples, config["seeds"], config["batch_size"], place)
+
+    def init():
+        params, model_state = programs.init_model(seeds)
+        masks = chosen(params, model_state, seeds, feed) if chosen else None
+        return first(params, model_state, seeds, masks)
+
     sizes, layers = _costs(model, task, variables, like)
     fixed = {"seeds": place.put(seeds), "teacher": place.put(teacher.variables) if teacher else {}}
-    feed = feeds_of(examples, config["seeds"], config["batch_size"], place)
     grid, rates = _grid(config, examples.epoch_steps), rates_of(config)
     streamed, skipped = data.streamed, data.skipped
     return Trial(
@@ -154,12 +161,15 @@ def prepare(config: Resolved) -> Trial:
     )  # fmt: skip
 
 
-def _first_state(config: Resolved, model: Any, total: int, params: Any, model_state: Any, seeds: jax.Array):
-    layout = layout_of(model)
-    transform = lambda seed: make_transform(config, total, sparsity=config["sparsity"], seed=seed, layout=layout)
-    state = init_state(
-        transform, params, model_state, seeds, init=config["init"], ema=config["ema_decay"] > 0, layout=layout
-    )
+def _first_state(
+    config: Resolved, model: Any, total: int, params: Any, model_state: Any, seeds: jax.Array, masks: Any = None
+):
+    layout, ema = layout_of(model), config["ema_decay"] > 0
+
+    def transform(seed, masks):
+        return make_transform(config, total, sparsity=config["sparsity"], seed=seed, layout=layout, masks=masks)
+
+    state = init_state(transform, params, model_state, seeds, init=config["init"], ema=ema, layout=layout, masks=masks)
     return state, mask_report(state, masks_by_path(state.opt_state))
 
 

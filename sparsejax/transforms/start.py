@@ -111,11 +111,11 @@ def starting_masks(params: PyTree, choice: Choice, key: jax.Array) -> tuple[list
         keeps = sizes
         if choice.start == "random":
             shared = choice._replace(distribution=erk, sparsity=choice.sparsity * begins)
-            densities = _densities(params, specs, shared)
+            densities = layer_densities(params, specs, shared)
             keeps = [kept_units(size, 1 - density) for size, density in zip(sizes, densities, strict=True)]
         tables = [_keep_table(sum(leaves[spec.position].size for spec in specs), choice.sparsity, choice.plan)]
     else:
-        densities = _densities(params, specs, choice)
+        densities = layer_densities(params, specs, choice)
         keeps = [kept_units(size, (1 - density) * begins) for size, density in zip(sizes, densities, strict=True)]
         tables = [_keep_table(size, 1 - density, choice.plan) for size, density in zip(sizes, densities, strict=True)]
     flat: list[jax.Array | None] = [None] * len(leaves)
@@ -173,7 +173,7 @@ def _checked_sparsity(sparsity: Any, pattern: Any, distribution: Any) -> float |
     return float(sparsity)
 
 
-def _densities(params: PyTree, specs: list[Spec], choice: Choice) -> list[float]:
+def layer_densities(params: PyTree, specs: list[Spec], choice: Choice) -> list[float]:
     """The density of each spec's leaf; N:M leaves have their own, the rest share by the distribution."""
     fixed = {spec.position: spec.pattern.n / spec.pattern.m for spec in specs if isinstance(spec.pattern, NM)}
     free = {spec.position for spec in specs} - set(fixed)
