@@ -91,8 +91,9 @@ def snip(
     Example:
       >>> loss = lambda params, x, y: jnp.mean((x @ params["kernel"] - y) ** 2)
       >>> params = {"kernel": jnp.array([[1.0, 2.0], [0.0, 1.0]])}
-      >>> snip(loss, params, jnp.array([[1.0, 1.0]]), jnp.zeros((1, 2)))["kernel"].tolist()
-      [[0.1, 0.6], [0.0, 0.3]]
+      >>> print(snip(loss, params, jnp.array([[1.0, 1.0]]), jnp.zeros((1, 2)))["kernel"].round(1))
+      [[0.1 0.6]
+       [0.  0.3]]
 
     Source: Lee et al. 2019, arXiv:1810.02340. Implementations that rank by |∂L/∂w| differ from it by mistake.
     """
