@@ -1,4 +1,4 @@
-"""Our training loop against a bare one of thirty lines: steps a second and memory. Raw JSON.
+"""Our training loop against a bare one by hand: steps a second and memory. Raw JSON.
 
     python experiments/speed/loop.py
     python experiments/speed/loop.py --only mnist-mlp --rounds 9
@@ -44,6 +44,7 @@ class Loop(NamedTuple):
       files: `(folder) -> None`, writes its data.
       config: what differs from the defaults; dense, one seed.
       optimizer: `(steps) -> transformation`, the same by hand.
+      chunk: steps of a dispatch.
       chunks: dispatches of a measurement.
     """
 
@@ -51,6 +52,7 @@ class Loop(NamedTuple):
     files: Any
     config: dict[str, Any]
     optimizer: Any
+    chunk: int
     chunks: int
 
 
@@ -97,6 +99,7 @@ LOOPS = (
             "weight_decay": 1e-4,
         },
         lambda steps: optax.adamw(cosine(1e-3, steps), weight_decay=1e-4),
+        100,
         14,
     ),
     Loop(
@@ -104,6 +107,7 @@ LOOPS = (
         cifar_files,
         {"dataset": "cifar10", "model": "resnet20", "batch_size": 64, "optimizer": "sgd", "momentum": 0.9},
         lambda steps: optax.sgd(cosine(1e-3, steps), momentum=0.9),
+        10,
         3,
     ),
     Loop(
@@ -111,10 +115,10 @@ LOOPS = (
         text_file,
         {"dataset": "text", "model": "gpt_toy", "batch_size": 12, "optimizer": "adamw", "weight_decay": 0.1},
         lambda steps: optax.adamw(cosine(1e-3, steps), weight_decay=0.1),
+        20,
         6,
     ),
 )
-CHUNK = {"mnist-mlp": 100, "resnet20": 10, "gpt-toy": 20}
 
 
 class Ours:
@@ -122,10 +126,10 @@ class Ours:
 
     def __init__(self, loop: Loop, data_dir: Path, runs: Path):
         self._runs, self._count = runs, 0
-        self.steps = CHUNK[loop.name] * (loop.chunks + 3)
+        self.steps = loop.chunk * (loop.chunks + 3)
         common = {"method": "dense", "seeds": 1, "schedule": "cosine", "learning_rate": 1e-3, "epochs": 1}
-        config = common | loop.config | {"data_dir": str(data_dir), "chunk_steps": CHUNK[loop.name]}
-        if loop.name == "gpt-toy":
+        config = common | loop.config | {"data_dir": str(data_dir), "chunk_steps": loop.chunk}
+        if config["dataset"] == "text":
             config |= {"data_dir": str(data_dir / "text.txt"), "epoch_steps": self.steps}
         self.config = config
         self.trial: Trial = prepare(resolve(config))
@@ -159,8 +163,8 @@ def by_hand(loop: Loop, ours: Ours) -> Bare:
     config, task = trial.config, trial.task
     feed = trial.feed(0, 1)
     params = trial.like.params
-    chunk = 1 if one_by_one(params) else CHUNK[loop.name]
-    if loop.name == "gpt-toy":
+    chunk = 1 if one_by_one(params) else loop.chunk
+    if config["dataset"] == "text":
         context = task.units
         cut = lambda tokens, starts: cut_windows(tokens, starts, context)
         size = len(feed.arrays) - context
@@ -179,15 +183,15 @@ def measured(loop: Loop, count: int) -> dict[str, Any]:
         loop.files(data_dir)
         ours = Ours(loop, data_dir, Path(folder) / "runs")
         bare = by_hand(loop, ours)
-        steps = CHUNK[loop.name] * loop.chunks
+        steps = loop.chunk * loop.chunks
         ours.run()
-        bare.run(CHUNK[loop.name])
+        bare.run(loop.chunk)
         seconds = interleaved({"bare": lambda: bare.run(steps) / steps, "ours": ours.run}, count)
         times = {name: spread(list(found.values())) for name, found in seconds.items()}
         ratio = spread(ratios(seconds["ours"], seconds["bare"]))
         return {
             "loop": loop.name,
-            "chunk": CHUNK[loop.name],
+            "chunk": loop.chunk,
             "steps": steps,
             "ms": {name: 1e3 * found.median for name, found in times.items()},
             "seconds_over_bare": ratio._asdict(),

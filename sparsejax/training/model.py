@@ -23,6 +23,10 @@ def make_model(config: Mapping[str, Any], data: Any) -> Any:
     """
     name, takes = config["model"], inspect.signature(MODELS[config["model"]]).parameters
     arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config["model_args"].items()}
+    for field, value in arguments.items():
+        default = takes[field].default
+        if value is None and default is not None and default is not inspect.Parameter.empty:
+            raise ConfigError(f"model_args.{field}: None; {name} takes a value there, such as its default {default!r}")
     text = isinstance(data, Corpus)
     if text != ("vocab" in takes):
         kinds = ("text", "images") if text else ("images", "text")
