@@ -14,7 +14,7 @@ Expected (RigL's Table 4, top-1 accuracy in %; dense 76.8; 5x: `--config.epochs=
     95 %      59.5    64.4  67.5  69.7                      70.6  73.1     74.5
     96.5 %    55.4    60.8  65.0  67.2                            71.1     72.7
 
-Other papers' rows at 80 / 90 / 95 %, with recipes of their own, wait for their methods: SNIP 72.0/67.2/57.8 (`snip`),
+Other papers' rows at 80 / 90 / 95 %, with recipes of their own: SNIP 72.0/67.2/57.8 (`snip`),
 SNFS ERK 75.2/72.9/70.0 (`snfs`), DSR 73.3/71.6 (`dsr`), all in that table; AC/DC 76.45/75.03/73.14 (`acdc`, its
 repository); STR 76.12 (81.27 %)/74.31 (90.23 %)/70.23 (95.15 %) (`str`, its repository); RigL-ITOP 75.8/73.8 (`itop`);
 SRigL 75.01/72.71/69.18 (`srigl`, its notebook), and from the same notebook MEST+EM 75.39/72.58 (`mest`) and Top-KAST

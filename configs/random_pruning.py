@@ -9,7 +9,7 @@ with projected shortcuts, 272,474 parameters. Data: the user's own cifar-10-batc
 Expected: no numbers; the paper has them in figures alone. The gap between dense and static shrinks as nets grow wider
 and deeper, monotonically up to noise.
 
-All of it runs today, but for masks at SNIP's layer densities (`snip`). Its WRN-50 on ImageNet has no config.
+Masks at SNIP's layer densities are `snip` with `shuffle`. Its WRN-50 on ImageNet has no config.
 Differs: shortcuts and seeds are not given there; chosen projections and 3.
 Time on one H200, an estimate from FLOPs at 20 to 60 TFLOP/s: from 0.5 PFLOP (ResNet-20 of width 8; bound by launches, a
 few minutes) to 27 PFLOP (ResNet-110 of width 24, 8 to 23 minutes) a seed.
@@ -45,8 +45,13 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def get_hyper(h) -> list[dict]:
-    """Each depth at width 16 and each width at depth 20: dense, and static at two sparsities; 21 trials."""
+    """Each depth at width 16 and each width at depth 20: dense, static and SNIP-ratio at two sparsities; 35 trials."""
     nets = [(depth, 16) for depth in (20, 32, 44, 56, 110)] + [(20, 8), (20, 24)]
-    trials = h.list([{"method": "dense"}]) + h.product({"method": ["static"], "sparsity": [0.8, 0.9]})
+    snip_ratio = {"method_args.distribution": ["global"], "method_args.shuffle": [True]}
+    trials = (
+        h.list([{"method": "dense"}])
+        + h.product({"method": ["static"], "sparsity": [0.8, 0.9]})
+        + h.product({"method": ["snip"], "sparsity": [0.8, 0.9]} | snip_ratio)
+    )
     sizes = [{"model_args.depth": depth, "model_args.width": width} for depth, width in nets]
     return [size | trial for size in sizes for trial in trials]
