@@ -1,4 +1,4 @@
-"""GPT-2 of 124 M at 2:4 and 50 %: dense, static, GMP, one-shot and RigL, with the steps of AST's retraining.
+"""GPT-2 of 124 M at 2:4 and 50 %: AST, SR-STE, static, GMP, one-shot and RigL, with the steps of AST's retraining.
 
 Paper: Huang et al. 2024, Pruning Large Language Models with Semi-Structural Adaptive Sparse Training (AST),
 arXiv:2407.20584. Net: 124,439,808 parameters; `model=gpt2_medium` is its 350 M. Data: the user's own train.bin and
@@ -10,9 +10,9 @@ val.bin of GPT-2's tokens, as nanoGPT writes them (there: C4).
 Expected of pretrained GPT-2 of 124 M / 350 M at 2:4 (README of its repository, perplexity on WikiText): dense
 29.95/21.72; SparseGPT 50.09/31.03; Wanda 115.64/63.71; GMP 33.48/24.83; AST 31.13/23.03.
 
-Not comparable yet: those runs start from OpenAI's weights, which no config field loads, and measure WikiText where this
-one measures val.bin. AST waits for its method (`ast`), SR-STE for `sr_ste`; Wanda and SparseGPT prune after training.
-With `distill` a dense run can be the teacher that AST has.
+Not comparable yet: those runs start from OpenAI's weights, where `init_from` takes a run of this package, and measure
+WikiText where this one measures val.bin. Wanda and SparseGPT prune after training. With `distill` (alpha 0.67) a dense
+run can be the teacher that AST has; its low-rank part, `models.slorb`, has no field.
 Differs: 2e-4 to 2e-5, warm-up, 40,000 steps of batch 128, weight decay 0.1 are its own; context, betas, clipping,
 dropout are not given there; chosen 1024, (0.9, 0.95), 1 and 0; bfloat16.
 Time on one H200, an estimate from FLOPs: 4,480 PFLOP a seed at 20 to 60 TFLOP/s, 21 to 62 hours.
@@ -49,7 +49,6 @@ def get_config(arg: str = "") -> ConfigDict:
     steps = config.get_ref("epoch_steps") * config.get_ref("epochs")
     config.method_args = ConfigDict(
         {
-            "update_every": 100,
             "update_start": steps // 20,  # of GMP: where the warm-up ends
             "update_end": steps * 3 // 4,  # these follow epochs
             "at_step": steps // 2,  # of one-shot
@@ -63,10 +62,12 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def get_hyper(h) -> list[dict]:
-    """Dense once, four methods at 2:4 and at 50 % of single weights: 9 trials."""
-    methods = ["static", "gmp", "one_shot", "rigl"]
+    """Dense once, six methods at 2:4, four at 50 % of single weights: 11 trials."""
+    methods = h.product({"method": ["static", "one_shot"]})
+    methods += h.product({"method": ["gmp", "rigl"], "method_args.update_every": [100]})
     return (
         h.list([{"method": "dense"}])
-        + h.product({"method": methods, "method_args.pattern": ["nm(2, 4)"]})
-        + h.product({"method": methods, "method_args.distribution": ["uniform"]})
+        + [{"method": method, "method_args.pattern": "nm(2, 4)"} for method in ("ast", "sr_ste")]
+        + [method | {"method_args.pattern": "nm(2, 4)"} for method in methods]
+        + [method | {"method_args.distribution": "uniform"} for method in methods]
     )

@@ -1,10 +1,12 @@
-"""Lottery jackpots, VGG-19 and ResNet-32 on CIFAR-10: the dense nets whose weights they freeze, and what is near them.
+"""Lottery jackpots, VGG-19 and ResNet-32 on CIFAR-10: the dense nets, and jackpots of their weights.
 
 Paper: Zhang et al. 2021, Lottery Jackpots Exist in Pre-trained Models, arXiv:2104.08700. Nets: VGG-19, 20,035,018
 parameters; ResNet-32, 466,906 parameters. Data: the user's own cifar-10-batches-bin.
 
     sparsejax train --config configs/jackpots_cifar.py:method=dense --workdir runs/vgg19 --config.data_dir=DIR
-    sparsejax sweep --config configs/jackpots_cifar.py --out runs/jackpots --workers 0 --config.data_dir=DIR
+    sparsejax train --config configs/jackpots_cifar.py --workdir runs/jackpots --config.data_dir=DIR \
+        --config.method=jackpots --config.init_from=runs/vgg19
+    sparsejax sweep --config configs/jackpots_cifar.py --out runs/jackpots-sweep --workers 0 --config.data_dir=DIR
 
 Expected of jackpots (README of its repository, test accuracy in % after 30 / 160 epochs of search):
 
@@ -12,9 +14,9 @@ Expected of jackpots (README of its repository, test accuracy in % after 30 / 16
     90 %         93.88/93.94    72.59/74.61     93.70/94.39       72.22/73.43
     95 %         93.49/93.74    71.76/73.35     92.90/93.41       69.38/70.31
 
-All of these wait for the method (`jackpots`), and for a start from trained weights: with those of the dense net frozen
-it searches the mask, by SGD 0.1, weight decay 5e-4, batch 256. What runs today: that dense net; magnitude pruning of it
-without training afterwards (`one_shot` at the last step), where a jackpot starts from; and GMP.
+The second command searches the mask of the first one's weights, by SGD 0.1, weight decay 5e-4; there in batches of 256.
+The sweep has what it is judged by: the dense nets; magnitude pruning of them without training afterwards (`one_shot` at
+the last step), where a jackpot starts from; and GMP.
 Differs: how the dense nets are trained, and the width of ResNet-32, are not given there; chosen.
 Time on one H200, an estimate from FLOPs at 20 to 60 TFLOP/s, 160 epochs: VGG-19, 19.1 PFLOP a seed, 5 to 16 minutes;
 ResNet-32, 3.3 PFLOP a seed, a few minutes.
@@ -47,6 +49,7 @@ def get_config(arg: str = "") -> ConfigDict:
     steps = config.data.get_ref("limit") // config.get_ref("batch_size") * config.get_ref("epochs")
     config.method_args = ConfigDict(
         {
+            "total_steps": steps,  # of the search
             "at_step": steps - 1,  # the last; it follows epochs, batch_size and limit
             "update_every": 100,
             "update_end": steps * 3 // 4,

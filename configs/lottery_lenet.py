@@ -4,15 +4,16 @@ Paper: Frankle & Carbin 2019, The Lottery Ticket Hypothesis, arXiv:1803.03635. N
 own IDX files.
 
     sparsejax train --config configs/lottery_lenet.py --workdir runs/lth --config.data_dir=DIR --config.method=dense
+    sparsejax procedure imp --config configs/lottery_lenet.py --workdir runs/lth-tickets --config.data_dir=DIR
     sparsejax sweep --config configs/lottery_lenet.py --out runs/lth-sweep --workers 0 --config.data_dir=DIR
 
 Expected (the paper's text): tickets stop early 38 % sooner at 21 % of the weights (2.51 times faster and half a point
 better in its summary); 0.3 points above dense at 13.5 %, at the dense accuracy down to 3.6 %, below it from 2.9 %;
 randomly started nets of the same masks fall below dense from 21.1 % on. The dense accuracy itself is not given there.
 
-Tickets wait for iterative magnitude pruning with rewinding: 20 % a round, the output layer at half that rate. What runs
-today: dense; random masks, one of its controls (`static`); pruning in the middle of the run without rewinding
-(`one_shot`). The sparsities are those of 7, 9 and 15 rounds. Its Conv-2, -4 and -6 are not in the zoo.
+The procedure finds the tickets; experiments/lottery has them measured, shorter. The sweep has what they are compared
+with: dense; random masks (`static`); pruning in the middle of the run without rewinding (`one_shot`). Its sparsities
+are those of 7, 9 and 15 rounds. Conv-2, -4 and -6 are not in the zoo.
 Differs: seeds are not given there; chosen 5. Early stopping is seen to 1,000 steps, an epoch, at best.
 Time on one H200, an estimate: 0.005 PFLOP a seed, so bound by launches; a few minutes a trial.
 """

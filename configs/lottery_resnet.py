@@ -4,13 +4,13 @@ Paper: Frankle & Carbin 2019, The Lottery Ticket Hypothesis, arXiv:1803.03635, w
 of a later code, open_lth. Net: projected shortcuts, 272,474 parameters. Data: the user's own cifar-10-batches-bin.
 
     sparsejax train --config configs/lottery_resnet.py --workdir runs/lth-r20 --config.data_dir=DIR
+    sparsejax procedure imp --config configs/lottery_resnet.py --workdir runs/lth-r20-tickets --config.data_dir=DIR
     sparsejax sweep --config configs/lottery_resnet.py --out runs/lth-r20-sweep --workers 0 --config.data_dir=DIR
 
 Expected (the paper's text, test accuracy of tickets in %): 89.5 at 41.7 to 21.9 % of the weights with learning rate
 0.01; 90.5 at 27.1 % with 0.03 after 20,000 steps of warm-up; with 0.1 and no warm-up there are no tickets.
 
-Tickets wait for iterative magnitude pruning: 20 % a round of all layers together, and rewinding. What runs today are
-the nets that they are judged by.
+The procedure finds the tickets, 20 % a round of all layers together; the sweep has the nets that they are judged by.
 Differs: 160 epochs of batch 128, weight decay 1e-4 and x 0.1 at half and three quarters are open_lth's; momentum and
 seeds are not given there; chosen 0.9 and 3.
 Time on one H200, an estimate from FLOPs: 2.0 PFLOP a seed at 20 to 60 TFLOP/s, 1 to 2 minutes, and rather a few.

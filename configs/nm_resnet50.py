@@ -1,4 +1,4 @@
-"""ResNet-50 on ImageNet with N:M masks from scratch: dense, static, GMP and RigL at 2:4, 4:8, 1:4, 2:8 and 1:16.
+"""ResNet-50 on ImageNet with N:M masks from scratch: SR-STE, STE, static, GMP, RigL at 2:4, 4:8, 1:4, 2:8 and 1:16.
 
 Paper: Zhou et al. 2021, Learning N:M Fine-grained Structured Sparse Neural Networks From Scratch (SR-STE),
 arXiv:2102.04010. Net: v1.5, 25,557,032 parameters; `model=resnet18` is its other. Data: the user's own folders
@@ -11,8 +11,7 @@ Expected of SR-STE (README of its repository, top-1 accuracy in %): 2:4 77.0 to 
 ResNet-18 2:4 71.2. 1:16 71.5, by the notebook of another paper (SRigL; secondary, check before citing; it has 1:4 as
 76.2).
 
-All of these wait for the method (`sr_ste`, and `ste` beside it); dense at this recipe is not given there. What runs
-today has the same masks, chosen in other ways.
+STE, and dense at this recipe, are not given there; `ste`, static, GMP and RigL have the same masks, chosen otherwise.
 Differs: label smoothing and momentum are not given there; chosen none and 0.9; bfloat16. First convolution and head are
 dense, as there; groups run along input channels.
 Time on one H200, an estimate from FLOPs: 3,770 PFLOP a seed at 20 to 60 TFLOP/s, 17 to 52 hours.
@@ -61,7 +60,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def get_hyper(h) -> list[dict]:
-    """Dense once, three methods with each pattern: 16 trials."""
+    """Dense once, five methods with each pattern: 26 trials."""
     patterns = h.list({"method_args.pattern": f"nm({n}, {m})", "sparsity": 1 - n / m} for n, m in PATTERNS)
-    methods = h.product({"method": ["static", "gmp", "rigl"]})
+    methods = h.product({"method": ["sr_ste", "ste", "static", "gmp", "rigl"]})
     return h.list([{"method": "dense"}]) + [method | pattern for pattern in patterns for method in methods]

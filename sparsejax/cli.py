@@ -2,6 +2,7 @@
 
     sparsejax train  --config FILE[:arg] --workdir DIR [--profile] [--config.field=value ...]
     sparsejax sweep  --config FILE[:arg] --out DIR [--workers N] [--profile] [--config.field=value ...]
+    sparsejax procedure NAME --config FILE[:arg] --workdir DIR [--args.name=value ...] [--config.field=value ...]
     sparsejax sample --workdir DIR --prompt TEXT
     sparsejax predict --workdir DIR FILE...
     sparsejax list
@@ -26,6 +27,8 @@ from sparsejax.launch.config import InputError, nearest
 from sparsejax.launch.terminal import complain, quiet, report_crash
 
 _FIELDS = "--config.field=value sets a field of the config, as in --config.method_args.drop_fraction=0.5"
+
+_ARGS = f"--args.name=value sets an argument of the procedure, as in --args.rounds=10; {_FIELDS}"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -72,6 +75,10 @@ def _parsers() -> tuple[_Parser, dict[str, tuple[_Parser, list[str]]]]:
     )
     for sub in (train, sweep):
         flag(sub, "--profile", action="store_true", help="show where the time went, and write it to profile.json")
+    procedure = command("procedure", "run rounds of trainings (lottery tickets, soups, ...), or go on with them", _ARGS)
+    procedure.add_argument("name", metavar="NAME", help="of the procedure; sparsejax list shows them")
+    flag(procedure, "--config", **config)
+    flag(procedure, "--workdir", required=True, type=Path, metavar="DIR", help="the procedure's directory")
     sample = command("sample", "go on with a text, by the language model of a run")
     flag(sample, "--workdir", required=True, type=Path, metavar="DIR", help="the run's directory")
     flag(sample, "--prompt", default="\n", metavar="TEXT", help="the text to go on from (default: a new line)")
@@ -83,7 +90,7 @@ def _parsers() -> tuple[_Parser, dict[str, tuple[_Parser, list[str]]]]:
     predict = command("predict", "say the class of images, by the classifier of a run (the mean over its seeds)")
     flag(predict, "--workdir", required=True, type=Path, metavar="DIR", help="the run's directory")
     predict.add_argument("files", type=Path, nargs="+", metavar="FILE", help="an image, or .npy of the data's shape")
-    command("list", "name the methods, data sets and models")
+    command("list", "name the methods, procedures, data sets and models")
     report = command("report", "rebuild table and plots of a run, a sweep or speed results from what is on disk")
     report.add_argument("path", type=Path, metavar="PATH", help="a run, a sweep, or results of experiments/speed")
     return parser, out
@@ -93,10 +100,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code; errors are one line on stderr."""
     directory = None
     try:
-        arguments, overrides = _parse(list(sys.argv[1:] if argv is None else argv))
+        arguments, overrides, options = _parse(list(sys.argv[1:] if argv is None else argv))
         quiet()
         directory = _own_directory(arguments)
-        return _run(arguments, overrides, Console(highlight=False))
+        return _run(arguments, overrides, options, Console(highlight=False))
     except InputError as error:
         complain(str(error))
         return 2
@@ -116,8 +123,8 @@ def _own_directory(arguments: argparse.Namespace) -> Path | None:
     return getattr(arguments, "workdir", None) or getattr(arguments, "out", None)
 
 
-def _parse(argv: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
-    """The flags, and the `--config.field` overrides as field -> text; raises InputError."""
+def _parse(argv: list[str]) -> tuple[argparse.Namespace, dict[str, str], dict[str, str]]:
+    """The flags, the `--config.field` overrides as field -> text, and the `--args.name`; raises InputError."""
     parser, commands = _parsers()
     first = next((word for word in argv if not word.startswith("-")), None)
     if first is None and not {"-h", "--help", "--version"} & set(argv):
@@ -125,8 +132,11 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     if first is not None and first not in commands:
         raise InputError(f"{first}: no such command{nearest(first, commands)} one of {', '.join(commands)}")
     overrides: dict[str, str] = {}
-    if first in ("train", "sweep"):
-        argv, overrides = _split_overrides(argv)
+    options: dict[str, str] = {}
+    if first in ("train", "sweep", "procedure"):
+        argv, overrides = _split_overrides(argv, "--config.", "sparsity=0.9")
+    if first == "procedure":
+        argv, options = _split_overrides(argv, "--args.", "rounds=10")
     arguments, unknown = parser.parse_known_args(argv)
     if unknown:
         near = nearest(
@@ -134,26 +144,26 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
             [*commands[arguments.command][1], *([] if not overrides else ["--config."])],
         )
         raise InputError(f"{unknown[0]}: no such argument of {arguments.command}{near}")
-    return arguments, overrides
+    return arguments, overrides, options
 
 
-def _split_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
+def _split_overrides(argv: list[str], prefix: str, example: str) -> tuple[list[str], dict[str, str]]:
     rest: list[str] = []
     overrides: dict[str, str] = {}
     words = iter(argv)
     for word in words:
-        if not word.startswith("--config."):
+        if not word.startswith(prefix):
             rest.append(word)
             continue
-        field, equals, text = word.removeprefix("--config.").partition("=")
+        field, equals, text = word.removeprefix(prefix).partition("=")
         value = text if equals else next(words, None)
         if not field or value is None or (not equals and value.startswith("--")):
-            raise InputError(f"{word}: needs a field and a value, as in --config.sparsity=0.9")
+            raise InputError(f"{word}: needs a field and a value, as in {prefix}{example}")
         overrides[field] = value
     return rest, overrides
 
 
-def _run(arguments: argparse.Namespace, overrides: dict[str, str], console: Console) -> int:
+def _run(arguments: argparse.Namespace, overrides: dict[str, str], options: dict[str, str], console: Console) -> int:
     # each command imports what it needs: help, and a sweep that is done, answer without jax
     if arguments.command == "train":
         from sparsejax.launch.single import run_train
@@ -163,6 +173,10 @@ def _run(arguments: argparse.Namespace, overrides: dict[str, str], console: Cons
         from sparsejax.launch.sweep import run_sweep
 
         return run_sweep(arguments.config, overrides, arguments.out, arguments.workers, console, arguments.profile)
+    if arguments.command == "procedure":
+        from sparsejax.launch.procedure import run_procedure
+
+        return run_procedure(arguments.name, arguments.config, overrides, options, arguments.workdir, console)
     if arguments.command == "sample":
         from sparsejax.launch.sample import Wanted, run_sample
 
@@ -182,7 +196,7 @@ def _run(arguments: argparse.Namespace, overrides: dict[str, str], console: Cons
     known = known_names()
     width = max(len(name) for name, _, _ in known)
     for name, kind, line in known:
-        console.print(f"{name:<{width}} {kind:<8} {line}", markup=False, soft_wrap=True)
+        console.print(f"{name:<{width}} {kind:<9} {line}", markup=False, soft_wrap=True)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 from sparsejax.selection.lots import lots
 
 if TYPE_CHECKING:
-    from sparsejax.transforms.core import Leaf
+    from sparsejax.transforms.proposals import Leaf
 
 Criterion = Callable[["Leaf"], jax.Array]
 
@@ -47,7 +48,29 @@ def momentum(leaf: Leaf) -> jax.Array:
     return jnp.abs(first) if second is None else jnp.abs(first) / (jnp.sqrt(second) + 1e-8).astype(first.dtype)
 
 
+def lamp(leaf: Leaf) -> jax.Array:
+    """w² / (the sum of all active w² of the layer that are as large or larger): 1 for the largest, comparable globally.
+
+    Each layer is sorted, so that on many devices its leaf is gathered.
+
+    Source: layer-adaptive magnitude pruning, Lee et al. 2021, arXiv:2010.07611.
+    """
+    squares = jnp.where(leaf.mask, leaf.weight, 0).astype(jnp.float32) ** 2
+    stacked = range(len(leaf.axes.stacked))
+    layers = jnp.moveaxis(squares, leaf.axes.stacked, stacked)
+    flat = layers.reshape(math.prod(layers.shape[: len(stacked)]), -1)
+    ordered = jnp.sort(flat, axis=1)
+    sums = jnp.cumsum(ordered[:, ::-1], axis=1)[:, ::-1]
+    first = jax.vmap(lambda row, wanted: jnp.searchsorted(row, wanted))(ordered, flat)
+    below = jnp.take_along_axis(sums, first, axis=1)
+    scores = jnp.where(below > 0, flat / jnp.where(below > 0, below, 1), 0).reshape(layers.shape)
+    return jnp.moveaxis(scores, stacked, leaf.axes.stacked)
+
+
 def random(leaf: Leaf) -> jax.Array:
     """Uniform integers in [1, 2^32 - 2], drawn with the leaf's key. Source: SET, Mocanu 2018, arXiv:1707.04780."""
     drawn = lots(leaf.key, leaf.weight.shape)
     return drawn.keys(*drawn.operands)
+
+
+WHOLE = (lamp,)  # criteria whose score of a weight reads other weights: computed before, not where they are read

@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sparsejax.jaxpr_walk import CONSTANT, DATA, jaxprs, walk
 from sparsejax.leaves import Layout, checked_axes, named_leaves
@@ -111,6 +112,14 @@ def dense_gradient_training(f_sparse: float, f_dense: float) -> float:
     return 2 * f_sparse + f_dense
 
 
+def two_mask_training(f_forward: float, f_backward: float, f_dense: float) -> float:
+    """Training FLOPs of a step with one mask forward and another for the inputs' gradient (BDWP): f_F + f_B + f_dense.
+
+    Source: bidirectional weight pruning (BDWP), Fang et al. 2024, arXiv:2203.02549.
+    """
+    return f_forward + f_backward + f_dense
+
+
 def rigl_training(f_sparse: float, f_dense: float, update_every: int) -> float:
     """Mean training FLOPs of a RigL step: (3 f_sparse ΔT + 2 f_sparse + f_dense) / (ΔT + 1).
 
@@ -195,15 +204,18 @@ def bytes_of(
     return total
 
 
-def _fits_nm(mask: jax.Array, nm: tuple[int, int], axes: Sequence[int]) -> bool:
+def _fits_nm(mask: Any, nm: tuple[int, int], axes: Sequence[int]) -> bool:
     """Whether, along one of the axes, every group of m neighbours keeps at most n."""
     n, m = nm
-    divided = [jnp.moveaxis(mask, axis, -1).reshape(-1, m) for axis in axes if mask.shape[axis] % m == 0]
-    return any(bool(jnp.all(jnp.sum(groups, axis=-1) <= n)) for groups in divided)
+    xp = np if isinstance(mask, np.ndarray) else jnp
+    divided = [xp.moveaxis(mask, axis, -1).reshape(-1, m) for axis in axes if mask.shape[axis] % m == 0]
+    return any(bool(xp.all(xp.sum(groups, axis=-1) <= n)) for groups in divided)
 
 
-def _kept(mask: jax.Array) -> int:
+def _kept(mask: Any) -> int:
     """Entries kept; the last sum is made on the host, as int32 ends at 2^31 of them."""
+    if isinstance(mask, np.ndarray):
+        return int(np.count_nonzero(mask))
     return int(jax.device_get(jnp.sum(mask, axis=-1, dtype=jnp.int32)).sum())
 
 

@@ -39,6 +39,14 @@ def jaxprs(values: Any) -> list[Any]:
     return [getattr(item, "jaxpr", item) for item in flat if hasattr(item, "eqns")]
 
 
+def computed(eqn: Any, values: Sequence[Any]) -> list[Any]:
+    """The outputs of an equation; before jax 0.10, the functions that it calls are parameters of their own."""
+    bound = eqn.primitive.get_bind_params(eqn.params)
+    functions, params = bound if isinstance(bound, tuple) else ((), bound)
+    found = eqn.primitive.bind(*functions, *values, **params)
+    return list(found) if eqn.primitive.multiple_results else [found]
+
+
 def _equation(eqn: Any, ranks: list[float]) -> tuple[list[float], Mapping[float, int]]:
     """Ranks of an equation's outputs, and its FLOPs by rank."""
     name = eqn.primitive.name

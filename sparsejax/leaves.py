@@ -79,9 +79,18 @@ def output_layers(paths: list[str]) -> list[str]:
       ['Dense_10/kernel']
     """
     named = [path for path in paths if any(_is_output(part.lower()) for part in path.split("/"))]
+    return named or in_natural_order(paths)[-1:]
+
+
+def in_natural_order(paths: list[str]) -> list[str]:
+    """The paths sorted by name, numbers in them as numbers.
+
+    Example:
+      >>> in_natural_order(["conv10", "conv9"])
+      ['conv9', 'conv10']
+    """
     in_order = lambda word: (True, int(word), "") if word.isdigit() else (False, 0, word)
-    natural = lambda path: [in_order(word) for word in re.split(r"(\d+)", path)]
-    return named or sorted(paths, key=natural)[-1:]
+    return sorted(paths, key=lambda path: [in_order(word) for word in re.split(r"(\d+)", path)])
 
 
 def _is_output(part: str) -> bool:
@@ -147,7 +156,8 @@ def select_leaves(params: Any, where: Where | None = None) -> Any:
         check_glob(glob, paths, "where")
     chosen = [leaf if (where or default_where)(path, leaf) else None for path, leaf in leaves]
     if leaves and all(leaf is None for leaf in chosen):
-        reasons = "; ".join(f"{path} {leaf.shape}: {_refusal(path, leaf) or 'refused'}" for path, leaf in leaves[:4])
+        refused = getattr(where, "why", "refused")
+        reasons = "; ".join(f"{path} {leaf.shape}: {_refusal(path, leaf) or refused}" for path, leaf in leaves[:4])
         raise ValueError(
             f"where matches none of the {len(leaves)} leaves ({reasons}); pass where=only('...') or a predicate "
             "(path, array) -> bool"

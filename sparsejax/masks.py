@@ -13,7 +13,7 @@ from jax import lax
 
 from sparsejax.leaves import Where, leaf_path, select_leaves
 from sparsejax.packing import Packed, pack, sharded_as, unpack
-from sparsejax.state import SparseState
+from sparsejax.state import Latents, SparseState, Straight
 
 PyTree = Any
 LEAF = jax.tree.structure(0)
@@ -183,6 +183,59 @@ def _merge(a: PyTree, b: PyTree) -> PyTree:
     return structure.unflatten([_merge(*each) for each in zip(children, structure.flatten_up_to(b), strict=True)])
 
 
+def get_dense(opt_state: PyTree, params: PyTree) -> PyTree:
+    """The dense weights behind the params: of a straight-through method the params on its masks, off them the state's.
+
+    Of a reparametrized method they are the weights of which the params are a function.
+    Where the method keeps them in a wider dtype (`dense_dtype`), they come in that one. Leaves without a mask are the
+    params', and so are those of methods that train no dense weights.
+
+    Args:
+      opt_state: an optimizer state with a sparse transformation at any depth.
+      params: the params that belong to it.
+
+    Raises:
+      ValueError: there is no sparse transformation in the state.
+
+    Example:
+      >>> tx = sparsejax.ste(optax.sgd(0.1))
+      >>> params = {"kernel": jnp.arange(8.0).reshape(4, 2)}
+      >>> state = tx.init(params)
+      >>> sparse = apply_masks(params, get_masks(state))
+      >>> sparse["kernel"].sum().item(), get_dense(state, sparse)["kernel"].sum().item()
+      (22.0, 28.0)
+    """
+    states = sparse_states(opt_state)
+    if not states:
+        raise ValueError("opt_state holds no SparseState; get_dense needs the state of a sparsejax transformation")
+    structure: Any = jax.tree.structure(params)
+    weights = jax.tree.leaves(params)
+    for state in states:
+        if isinstance(state.extra, Straight):
+            masks = unpacked(flat_masks(params, state.masks), weights)
+            stored = flat_masks(params, state.extra.dense)
+            both = zip(masks, weights, stored, strict=True)
+            weights = [w if mask is None else dense_weight(mask, w, kept) for mask, w, kept in both]
+        elif isinstance(state.extra, Latents):
+            latent = flat_masks(params, state.extra.weights)
+            weights = [w if kept is None else kept for w, kept in zip(weights, latent, strict=True)]
+    return structure.unflatten(weights)
+
+
+def dense_weight(mask: jax.Array, weight: jax.Array, stored: jax.Array) -> jax.Array:
+    """where(mask, weight, stored); of a wider dtype, the stored one on the mask too while it rounds to the weight."""
+    if stored.dtype == weight.dtype:
+        return selected(mask, weight, stored)
+    dtype = jnp.promote_types(stored.dtype, weight.dtype)
+    off, on = stored.astype(dtype), weight.astype(dtype)
+    if dtype == stored.dtype:
+        # Of bits: of numbers, XLA would drop the rounding, and no stored weight would ever be the same.
+        bits = jnp.uint16 if weight.dtype.itemsize == 2 else jnp.uint32
+        same = lax.bitcast_convert_type(stored.astype(weight.dtype), bits) == lax.bitcast_convert_type(weight, bits)
+        mask = mask & ~same
+    return jnp.where(mask, on, off)
+
+
 def set_masks(opt_state: PyTree, masks: PyTree) -> PyTree:
     """The optimizer state with other masks, of the same shapes; moments follow at the next step.
 
@@ -191,10 +244,13 @@ def set_masks(opt_state: PyTree, masks: PyTree) -> PyTree:
       masks: the tree that `get_masks` returns, with other values.
 
     Raises:
-      ValueError: the state holds none or several sparse transformations, or a mask has another shape or is not boolean.
+      ValueError: the state holds none or several sparse transformations, or one whose masks follow from latent weights
+        or scores (`reparametrized`); or a mask has another shape or is not boolean.
     """
     if len(sparse_states(opt_state)) != 1:
         raise ValueError(f"opt_state holds {len(sparse_states(opt_state))} SparseState; set_masks needs exactly one")
+    if isinstance(sparse_states(opt_state)[0].extra, Latents):
+        raise ValueError("set_masks: the masks of a reparametrized method follow from its latent weights and scores")
 
     def checked(path, old, new):
         if getattr(new, "shape", None) != old.shape or new.dtype != jnp.bool_:

@@ -107,10 +107,18 @@ def unpack(packed: Packed, like: jax.Array | None = None) -> jax.Array:
     return mask if like is None else sharded_as(mask, like)
 
 
-def sharded_as(mask: jax.Array, like: jax.Array) -> jax.Array:
-    """The mask on the explicit mesh axes of another array: a device drops what it does not need, or gathers."""
-    wanted, found = jax.typeof(like).sharding, jax.typeof(mask).sharding
-    return mask if wanted.spec == found.spec else jax.sharding.reshard(mask, wanted)
+def sharded_as(array: jax.Array, like: jax.Array) -> jax.Array:
+    """The array on the explicit mesh axes of another: a device drops what it does not need, or gathers."""
+    wanted, found = jax.typeof(like).sharding, jax.typeof(array).sharding
+    return array if wanted.spec == found.spec else jax.sharding.reshard(array, wanted)
+
+
+def whole(array: jax.Array) -> jax.Array:
+    """The array without explicit mesh axes: every device gathers it."""
+    sharding = jax.typeof(array).sharding
+    if all(name is None for name in sharding.spec):
+        return array
+    return jax.sharding.reshard(array, jax.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec()))
 
 
 def _places(spread: jax.Array, axis: int) -> jax.Array:

@@ -134,12 +134,13 @@ class Unstructured(NamedTuple):
 
 
 class NM(NamedTuple):
-    """N weights kept of every M consecutive ones along an input axis; see `nm`."""
+    """N weights kept of every M consecutive ones along an input axis, alike for a tile of outputs; see `nm`."""
 
     n: int
     m: int
     axis: int | None = None
     indivisible: str = "raise"
+    tile: int = 1
 
     def _axis(self, ndim: int, axes: Axes) -> int:
         axis = (axes.inputs or axes.outputs)[-1] if self.axis is None else self.axis
@@ -148,6 +149,10 @@ class NM(NamedTuple):
     def check(self, path: str, shape: Shape, axes: Axes) -> bool:
         _check_axis(path, "nm", self.axis, shape, axes)
         axis = self._axis(len(shape), axes)
+        if self.tile > 1 and (not axes.outputs or axes.outputs[-1] == axis):
+            raise ValueError(
+                f"{path}: nm(..., tile={self.tile}) along axis {axis} of {shape} has no output axis to tile"
+            )
         if shape[axis] % self.m == 0:
             return True
         if self.indivisible == "skip":
@@ -158,11 +163,24 @@ class NM(NamedTuple):
         )
 
     def units(self, x: jax.Array, axes: Axes) -> jax.Array:
+        """The weights, their axis cut into groups; of tiles the mean over the tile, so that sums are ranked."""
         axis = self._axis(x.ndim, axes)
-        return _split(x, {axis: (x.shape[axis] // self.m, self.m)})
+        groups = {axis: (x.shape[axis] // self.m, self.m)}
+        if self.tile == 1:
+            return _split(x, groups)
+        out = axes.outputs[-1]
+        tiles = {out: (-(-x.shape[out] // self.tile), self.tile)}
+        inside = out + 1 + (axis < out)
+        total = _split(x.astype(jnp.float32), groups | tiles).sum(inside)
+        return total / _lengths(x.shape[out], *tiles[out], inside - 1, total.ndim)
 
     def expand(self, mask: jax.Array, shape: Shape, axes: Axes) -> jax.Array:
-        return mask.reshape(shape)
+        if self.tile == 1:
+            return mask.reshape(shape)
+        out, axis = axes.outputs[-1], self._axis(len(shape), axes)
+        tiles = mask.shape[out + (axis < out)]
+        merged = mask.reshape([tiles if a == out else size for a, size in enumerate(shape)])
+        return _spread(merged, out, self.tile, shape[out])
 
     def group_axes(self, shape: Shape, axes: Axes) -> tuple[int, ...]:
         return (self._axis(len(shape), axes) + 1,)
@@ -174,6 +192,19 @@ class NM(NamedTuple):
 
     def group_size(self, shape: Shape, axes: Axes) -> int:
         return self.m
+
+
+def _lengths(size: int, blocks: int, block: int, axis: int, ndim: int) -> jax.Array:
+    """How many entries of an axis lie in each block, where the last is not full, along one axis of `ndim`."""
+    lengths = jnp.minimum(block, size - block * jnp.arange(blocks)).astype(jnp.float32)
+    return lengths.reshape([blocks if a == axis else 1 for a in range(ndim)])
+
+
+def _spread(mask: jax.Array, axis: int, block: int, size: int) -> jax.Array:
+    """Each entry `block` times along an axis, which ends at `size`."""
+    before, blocks, after = mask.shape[:axis], mask.shape[axis], mask.shape[axis + 1 :]
+    spread = jnp.broadcast_to(jnp.expand_dims(mask, axis + 1), (*before, blocks, block, *after))
+    return jax.lax.slice_in_dim(spread.reshape(*before, blocks * block, *after), 0, size, axis=axis)
 
 
 class Block(NamedTuple):
@@ -197,15 +228,12 @@ class Block(NamedTuple):
         inside = [axis + 1 + sum(other < axis for other in tiles) for axis in sorted(tiles)]
         total = _split(x.astype(jnp.float32), tiles).sum(inside)
         for axis, (blocks, size) in tiles.items():
-            lengths = jnp.minimum(size, x.shape[axis] - size * jnp.arange(blocks)).astype(jnp.float32)
-            total = total / lengths.reshape([blocks if a == axis else 1 for a in range(x.ndim)])
+            total = total / _lengths(x.shape[axis], blocks, size, axis, x.ndim)
         return total
 
     def expand(self, mask: jax.Array, shape: Shape, axes: Axes) -> jax.Array:
-        for axis, (blocks, size) in self._tiles(shape, axes).items():
-            before, after = mask.shape[:axis], mask.shape[axis + 1 :]
-            spread = jnp.broadcast_to(jnp.expand_dims(mask, axis + 1), (*before, blocks, size, *after))
-            mask = jax.lax.slice_in_dim(spread.reshape(*before, blocks * size, *after), 0, shape[axis], axis=axis)
+        for axis, (_, size) in self._tiles(shape, axes).items():
+            mask = _spread(mask, axis, size, shape[axis])
         return mask
 
     def group_axes(self, shape: Shape, axes: Axes) -> tuple[int, ...]:
@@ -260,27 +288,33 @@ def unstructured() -> Unstructured:
     return Unstructured()
 
 
-def nm(n: int, m: int, axis: int | None = None, indivisible: str = "raise") -> NM:
+def nm(n: int, m: int, axis: int | None = None, indivisible: str = "raise", tile: int = 1) -> NM:
     """N weights kept of every M consecutive ones along the input (reduction) axis.
 
     Args:
       n, m: 0 < n <= m.
       axis: None is the last input axis of the layout (of a convolution: the input channels).
       indivisible: what to do with a leaf whose axis m does not divide: "raise", or "skip" (it stays dense).
+      tile: so many neighbours along the last output axis keep the same places, scored by the sum over them; what is
+        left at the end is a tile of its own.
 
     Raises:
-      ValueError: n, m or indivisible out of range.
+      ValueError: n, m, indivisible or tile out of range.
 
     Example:
       >>> nm(2, 4)
-      NM(n=2, m=4, axis=None, indivisible='raise')
+      NM(n=2, m=4, axis=None, indivisible='raise', tile=1)
+      >>> pattern_mask(nm(1, 2, tile=2), jnp.array([[1.0, 4.0], [3.0, 0.0]]), 1).tolist()
+      [[True, True], [False, False]]
     """
     if not (isinstance(n, int) and isinstance(m, int) and 0 < n <= m):
         raise ValueError(f"nm({n}, {m}): N of every M needs integers 0 < n <= m")
     if indivisible not in ("raise", "skip"):
         raise ValueError(f"indivisible={indivisible!r}: 'raise' or 'skip'")
+    if isinstance(tile, bool) or not isinstance(tile, int) or tile < 1:
+        raise ValueError(f"tile={tile!r} must be an integer of at least 1")
     _check_integer(axis)
-    return NM(n, m, axis, indivisible)
+    return NM(n, m, axis, indivisible, tile)
 
 
 def fan_in() -> Unstructured:

@@ -84,7 +84,7 @@ def update_grid(every: int, start: int = 0, end: int | None = None):
 
 
 class Phase(NamedTuple):
-    """A stretch of training; made by `dense`, `fixed`, `gradual` and `rewire`.
+    """A stretch of training; made by `dense`, `fixed`, `gradual`, `rewire` and `anew`.
 
     Attributes:
       until: its last step; None: for ever.
@@ -96,7 +96,11 @@ class Phase(NamedTuple):
       final_fraction: what the cosine ends on.
       anneal: the steps where the cosine begins and ends (None: never), where these are not the phase's own.
       stairs: steps at which ramp and drop fraction fall in equal parts, in place of the cubic rule and of the cosine.
+      levels: of a ramp, (step, share of the target sparsity) pairs in place of the cubic rule: masks change at these
+        steps alone, up or down.
       begun: of a ramp, that masks hold its initial sparsity already, so that its first update is a grid step later.
+      anew: masks are chosen anew each `every` steps, the phase's first step and its last included.
+      power: of a ramp: 3 is the cubic rule, 1 a straight line.
     """
 
     until: int | None = None
@@ -107,7 +111,10 @@ class Phase(NamedTuple):
     final_fraction: float = 0.0
     anneal: tuple[int, int | None] | None = None
     stairs: tuple[int, ...] = ()
+    levels: tuple[tuple[int, float], ...] = ()
     begun: bool = False
+    anew: bool = False
+    power: int = 3
 
 
 def dense(until: int) -> Phase:
@@ -125,9 +132,28 @@ def gradual(until: int, every: int, initial: float = 0.0) -> Phase:
     return Phase(until, every, ramp=True, initial=initial)
 
 
+def levels(*pairs: tuple[int, float]) -> Phase:
+    """At each (step, share) the sparsity becomes that share of the target; the steps increase, the last share is 1.
+
+    Example:
+      >>> plan = (levels((10, 1.0), (15, 0.0), (20, 1.0)),)  # sparse from 10 on, dense from 15 on, sparse from 20 on
+    """
+    return Phase(pairs[-1][0] if pairs else 0, 1, ramp=True, levels=pairs)
+
+
 def rewire(every: int, drop_fraction: float | jax.Array, until: int | None = None) -> Phase:
     """Every `every` steps below `until` a share of the kept weights moves; cosine-annealed where `until` is an int."""
     return Phase(until, every, drop_fraction=drop_fraction)
+
+
+def anew(every: int = 1, until: int | None = None) -> Phase:
+    """Each `every` steps, from the phase's first step on and at its last, the masks are chosen anew.
+
+    Example:
+      >>> [bool(is_update((anew(2, until=5),), t)) for t in range(7)]
+      [True, False, True, False, True, True, False]
+    """
+    return Phase(until, every, anew=True)
 
 
 Plan = tuple[Phase, ...]
@@ -151,17 +177,24 @@ def check_plan(plan: Plan) -> None:
         if phase.until is not None and phase.until < last:
             raise ValueError(f"plan: until={phase.until} lies before the end of the phase before it, {last}")
         last = last if phase.until is None else phase.until
-        if phase.every < 0 or (phase.every == 0 and (phase.ramp or phase.drop_fraction is not None)):
+        if phase.every < 0 or (phase.every == 0 and (phase.ramp or phase.anew or phase.drop_fraction is not None)):
             raise ValueError(f"plan: update_every={phase.every} must be at least 1")
         alpha = phase.drop_fraction
         if alpha is not None and not isinstance(alpha, jax.core.Tracer) and not 0 <= alpha <= 1:
             raise ValueError(f"drop_fraction={alpha} must lie in [0, 1]")
         if not 0 <= phase.final_fraction <= 1:
             raise ValueError(f"final_fraction={phase.final_fraction} must lie in [0, 1]")
+        _check_levels(phase)
         if not 0 <= phase.initial <= 1:
             raise ValueError(f"plan: initial={phase.initial} must lie in [0, 1]")
     if sum(phase.ramp for phase in plan) > 1:
         raise ValueError("plan: at most one phase can be gradual")
+
+
+def _check_levels(phase: Phase) -> None:
+    steps, shares = [step for step, _ in phase.levels], [share for _, share in phase.levels]
+    if sorted(set(steps)) != steps or any(not 0 <= share <= 1 for share in shares) or shares[-1:] not in ([], [1]):
+        raise ValueError(f"plan: levels={phase.levels} must have increasing steps and shares in [0, 1], the last one 1")
 
 
 def check_steps(least: int, **steps: int) -> None:
@@ -175,13 +208,18 @@ def is_update(plan: Plan, step: jax.Array) -> jax.Array:
     """Whether masks change at a step; at the begin of a phase only where a ramp starts there above 0."""
     hit = jnp.zeros((), bool)
     for begin, phase in spans(plan):
-        if phase.ramp:
+        if phase.levels:
+            hit |= jnp.any(step == jnp.asarray([at for at, _ in phase.levels]))
+        elif phase.ramp:
             until = phase.until or 0
             on_grid = (step >= begin) & (step < until) & ((step - begin) % phase.every == 0)
             if phase.initial == 0 or phase.begun:
                 on_grid &= step > begin
             hit |= on_grid | (step == until)
-        elif phase.drop_fraction is not None:
+        elif phase.anew:
+            on_grid = (step >= begin) & ((step - begin) % phase.every == 0)
+            hit |= on_grid if phase.until is None else (on_grid & (step < phase.until)) | (step == phase.until)
+        elif phase.every:
             hit |= update_grid(phase.every, begin, phase.until)(step)
     return hit
 
@@ -219,9 +257,11 @@ def ramp_values(plan: Plan) -> list[float]:
         return [1.0]
     begin, phase = found
     assert phase.until is not None
+    if phase.levels:
+        return [0.0, *(share for _, share in phase.levels)]
     length = phase.until - begin
     steps = range(begin, phase.until, phase.every)
-    left = stairs(phase.stairs) if phase.stairs else lambda t: (1 - (t - begin) / length) ** 3
+    left = stairs(phase.stairs) if phase.stairs else lambda t: (1 - (t - begin) / length) ** phase.power
     return [1 + (phase.initial - 1) * left(t) for t in steps] + [1.0]
 
 
@@ -232,5 +272,7 @@ def ramp_index(plan: Plan, step: jax.Array) -> jax.Array:
         return jnp.zeros_like(step)
     begin, phase = found
     assert phase.until is not None
+    if phase.levels:
+        return jnp.sum(step >= jnp.asarray([at for at, _ in phase.levels]), dtype=jnp.int32)
     last = math.ceil((phase.until - begin) / phase.every)
     return jnp.where(step >= phase.until, last, jnp.clip((step - begin) // phase.every, 0, last))

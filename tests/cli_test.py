@@ -53,6 +53,10 @@ def sweep(*more: str, config: str = "configs/tiny.py", out: str = "run") -> list
     return ["sweep", "--config", config, "--out", out, *more]
 
 
+def procedure(name: str, *more: str, workdir: str = "run") -> list[str]:
+    return ["procedure", name, "--config", "configs/tiny.py", "--workdir", workdir, *more]
+
+
 MISTAKES = [
     # the command and its flags
     ([], ["no command", "train", "sweep"]),
@@ -64,6 +68,18 @@ MISTAKES = [
     (sweep("--workers=-1"), ["--workers", "'-1'", ">= 0"]),
     (train("extra"), ["extra"]),
     (train("--config.sparsity"), ["--config.sparsity", "value"]),
+    (procedure("imps"), ["imps", "'imp'", "soup"]),
+    (procedure("imp", "--args.round=3"), ["--args.round", "'rounds'"]),
+    (procedure("imp", "--args.rounds"), ["--args.rounds", "value"]),
+    (procedure("imp", "--args.rounds=0"), ["rounds", "0", ">= 1"]),
+    (procedure("imp", "--args.controls=reinit,x"), ["controls", "'x'", "shuffled"]),
+    (procedure("imp", "--args.rewind=99"), ["rewind", "99", "11 steps"]),
+    (procedure("soup", "--args.retrain={'epocs': 2}"), ["epocs", "'epochs'"]),
+    (procedure("spdf", "--config.method=dense"), ["method", "'dense'", "'static'"]),
+    (procedure("imp", "--config.sparsty=0.9"), ["sparsty", "'sparsity'"]),
+    (procedure("imp", "--config.dataset=mnist"), ["data_dir", "mnist"]),
+    (procedure("imp", workdir="file"), ["workdir", "file", "directory"]),
+    (train("--args.rounds=3"), ["--args.rounds"]),
     (["report"], ["PATH", "required"]),
     (["report", "no/such"], ["no/such", "does not exist"]),
     # the config file
@@ -259,6 +275,10 @@ def test_list_has_one_line_for_each_name(capsys):
         "mest",
         "srigl",
         "granet",
+        *("ste", "sr_ste", "dnw", "asp", "mdgf", "sdgf", "top_kast", "iss_p"),
+        "ast",
+        "bdwp",
+        "cast",
         "digits",
         "mnist",
         "mlp",

@@ -73,6 +73,7 @@ def test_trials_over_rates_and_seeds_compile_nothing(filled):
     assert metrics(filled / "rates") != metrics(filled / "first")
 
 
+@pytest.mark.long
 def test_another_sparsity_compiles_its_first_masks_alone(filled):
     before = set(entries(filled))
     assert run(filled / "sparser", sparsity=0.9) == {"hits": len(before) - 1, "misses": 1}
@@ -81,6 +82,7 @@ def test_another_sparsity_compiles_its_first_masks_alone(filled):
     made.unlink()
 
 
+@pytest.mark.long
 def test_entries_cut_short_are_compiled_anew(filled, tmp_path):
     """As a killed process leaves them; the script turns a warning of JAX's into an error."""
     for index, entry in enumerate(entries(filled)):

@@ -17,6 +17,16 @@ os.environ["XLA_FLAGS"] = " ".join(
 
 import devices  # noqa: F401
 import jax
+import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 gc.set_threshold(100_000)  # tracing makes many objects and few cycles: a twelfth of the time went in looking for them
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forgotten():
+    """What a module compiled is no use to the next one, and the collector would look through all of it for ever."""
+    yield
+    jax.clear_caches()
+    gc.collect()
+    gc.freeze()

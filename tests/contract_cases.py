@@ -1,6 +1,7 @@
 """The contract test's tables: parameter trees in five module systems, inner optimizers, methods and their oracles."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import dst_oracles
@@ -142,6 +143,26 @@ INNERS = {
 }
 
 
+class Behind(NamedTuple):
+    """What a straight-through row does with the dense weights v behind its params, which waives clauses 3 and 4 as they
+    stand: the inner optimizer sees v and all gradients, and no moment is reset.
+
+    Attributes:
+      term: `(v, mask, backward, t) -> array`, added to the gradient; or None.
+      share: `t -> [0, 1]`: after step t the params are share x v off the mask, which waives clause 1 while it is not 0.
+      shrink: `t -> factor` of v off the mask after the step.
+      moves: `(mask, backward, t) -> bool array`: which weights move, the others having neither gradient nor moments; or
+        None, where all do.
+      backward: whether the state has masks of what may move.
+    """
+
+    term: Callable | None = None
+    share: Callable = lambda t: 0.0
+    shrink: Callable = lambda t: 1.0
+    moves: Callable | None = None
+    backward: bool = False
+
+
 class Row(NamedTuple):
     """One method in the table.
 
@@ -159,7 +180,15 @@ class Row(NamedTuple):
       keeps: of the random methods, `(t, weights, masks) -> masks` that must survive.
       random: whether the seed matters.
       fan_in: whether each neuron (index of the last axis) has a count of its own at the begin.
+      counted: whether the sparsity says how many are kept; else the weights do, and the count never grows.
+      adjusts: whether steps that select give kept weights new values: clause 3 holds from the next step on.
       dense_moments: whether the inner optimizer sees all gradients and keeps its moments where masks change.
+      lays: the first step at which the masks are laid on; before, params, gradients and moments are dense.
+      after: whether a step's masks are of the weights that it leaves.
+      plain: whether the inner optimizer is handed the params and their gradients, and not something else.
+      gathers: whether the test's devices cut the pattern's groups, which then have to be gathered.
+      behind: of a straight-through method, what it does; the rule then ranks the dense weights after the step.
+      checks: clause -> the check that stands in for the common one, where a method changes it by definition.
     """
 
     make: Callable
@@ -178,6 +207,14 @@ class Row(NamedTuple):
     random: bool = False
     fan_in: bool = False
     dense_moments: bool = False
+    lays: int = 0
+    after: bool = False
+    plain: bool = True
+    gathers: bool = False
+    behind: Behind | None = None
+    checks: Mapping[str, Callable] = MappingProxyType({})
+    counted: bool = True
+    adjusts: bool = False
 
     @property
     def constant(self):

@@ -9,6 +9,10 @@ import functools
 import itertools
 import re
 
+import contract_rows_dense_to_sparse
+import contract_rows_reparametrized
+import contract_rows_semi_structured
+import contract_rows_straight
 import jax
 import jax.extend.core
 import jax.numpy as jnp
@@ -23,7 +27,16 @@ from devices import many_devices
 from jax.sharding import AxisType
 
 import sparsejax
+from sparsejax.state import Straight
 
+FAMILIES = (
+    contract_rows_straight,
+    contract_rows_reparametrized,
+    contract_rows_semi_structured,
+    contract_rows_dense_to_sparse,
+)
+for family in FAMILIES:
+    ROWS = {**ROWS, **family.ROWS}
 TOLERANCE = {"float32": (2e-5, 1e-6), "bfloat16": (4e-2, 4e-2), "float16": (4e-3, 4e-3)}
 
 
@@ -81,6 +94,15 @@ class Lane:
         self.every_mask = self._by_step(state.masks, after_state.masks)
         self.weights, self.masks = self._pick(self.every_weight), self._pick(self.every_mask)
         self.grads = self._pick([[g[t] for g in jax.tree.leaves(grads)] for t in range(STEPS)])
+        extra = after_state.extra
+        column = lambda tree: self._pick(
+            list(zip(*([None] * STEPS if x is None else list(x) for x in tree), strict=True))
+        )
+        # What the rule ranks at step t: the weights that it starts from, or the dense ones that it leaves.
+        straight = isinstance(extra, Straight)
+        self.ranked = column(flat(params, extra.dense)) if straight else self.weights[:STEPS]
+        self.backward = flat(params, extra.backward[0]) if straight and extra.backward else None
+        self.backward_first = flat(params, state.extra.backward[0]) if self.backward else None
         self.skipped = [int(state.skipped), *after_state.skipped.tolist()]
 
     def _by_step(self, first, rest):
@@ -139,9 +161,11 @@ def expected_counts(row, lane, t, sparsity=None):
     return counts if row.layerwise else sum(counts)
 
 
-def check_zeros(lane):
+def check_zeros(row, lane):
     """Clause 1: off the mask every weight is exactly 0 after each step."""
     for t in range(1, STEPS + 1):
+        if t <= row.lays or (row.behind and row.behind.share(t - 1 + lane.first) > 0):
+            continue
         for weight, mask in zip(lane.weights[t], lane.masks[t], strict=True):
             assert (weight[~mask] == 0).all(), f"step {t - 1}: weights off the mask are not 0"
             assert np.isfinite(weight.astype(np.float32)).all()
@@ -149,34 +173,43 @@ def check_zeros(lane):
 
 def check_counts(row, lane):
     """Clause 2: the promised count, at every step; one leaf's weights are all ties."""
-    for t in range(STEPS + 1):
-        counts = [int(mask.sum()) for mask in lane.masks[t]]
+    course = [[int(mask.sum()) for mask in masks] for masks in lane.masks]
+    if not row.counted:
+        assert all(a >= b for before, after in itertools.pairwise(course) for a, b in zip(before, after, strict=True))
+        assert course[-1] < course[0] == [mask.size for mask in lane.masks[0]]
+        return
+    for t, counts in enumerate(course):
         assert (counts if row.layerwise else sum(counts)) == expected_counts(row, lane, t), f"before step {t}"
 
 
 def check_masks(row, lane):
     """The whole mask by the oracle (of random methods, what is not random); clause 8: no mask moves at other steps."""
+    if row.behind and row.due(0) and lane.first == 0:
+        chosen = row.rule(0, lane.weights[0], None, lane.masks[0], expected_counts(row, lane, 0))
+        for one, mask in zip(chosen, lane.masks[0], strict=True):
+            np.testing.assert_array_equal(mask, one, err_msg="at init")
     for t in range(STEPS):
-        weights, masks, new, step = lane.weights[t], lane.masks[t], lane.masks[t + 1], t + lane.first
+        weights, masks, new, step = lane.ranked[t], lane.masks[t], lane.masks[t + 1], t + lane.first
         if row.due(step) and row.rule is None:
             for must, mask in zip(row.keeps(step, weights, masks), new, strict=True):
                 assert mask[must].all(), f"step {step}: a weight that had to survive was dropped"
             assert any((mask & ~old).any() for mask, old in zip(new, masks, strict=True)), f"step {step}: nothing grew"
             continue
         counts = expected_counts(row, lane, t + 1)
-        wanted = row.rule(step, weights, lane.grads[t], masks, counts) if row.due(step) else masks
+        ranked = lane.weights[t + 1] if row.after else weights
+        wanted = row.rule(step, ranked, lane.grads[t], masks, counts) if row.due(step) else masks
         for one, mask in zip(wanted, new, strict=True):
             np.testing.assert_array_equal(mask, one, err_msg=f"step {step}")
 
 
-def by_hand(inner, start, dense_moments, params, masks, grads, hold):
+def by_hand(inner, start, dense_moments, params, masks, grads, hold, anew, given):
     """Clauses 3 and 4 written down: the inner optimizer on masked trees, its moments fresh where the mask changed."""
     lay = lambda tree, masks: [jnp.where(m, x, jnp.zeros_like(x)) for x, m in zip(tree, masks, strict=True)]
     fresh = lambda x, same: jnp.where(same, x, jnp.asarray(start, x.dtype))
 
     def step(carry, now):
         params, old, state = carry
-        masks, grads, hold = now
+        masks, grads, hold, anew, given = now
         same = [a & b for a, b in zip(old, masks, strict=True)]
         if not dense_moments:
             state = optax.tree_utils.tree_map_params(inner, fresh, state, same)
@@ -184,24 +217,67 @@ def by_hand(inner, start, dense_moments, params, masks, grads, hold):
         updates, state = inner.update(grads, state, lay(params, masks))
         updates = [jnp.where(hold, jnp.zeros_like(u), u) for u in updates]
         params = lay(optax.apply_updates(params, updates), masks)
+        params = [jnp.where(anew, a, b) for a, b in zip(given, params, strict=True)]
         return (params, masks, state), (params, state)
 
     begin = [mask[0] for mask in masks]
     rest = [mask[1:] for mask in masks]
-    return jax.lax.scan(step, (params, begin, inner.init(lay(params, begin))), (rest, grads, hold))[1]
+    return jax.lax.scan(step, (params, begin, inner.init(lay(params, begin))), (rest, grads, hold, anew, given))[1]
+
+
+def by_hand_behind(inner, behind, chosen, params, masks, backward, grads):
+    """The same of a straight-through method: the inner optimizer on dense weights, of which masks make the params."""
+    lay = lambda tree, masks: [jnp.where(m, x, jnp.zeros_like(x)) for m, x in zip(masks, tree, strict=True)]
+    fresh = lambda x, same: jnp.where(same, x, jnp.zeros_like(x))
+    every = lambda fn, *lists: [fn(*each) for each in zip(*lists, strict=True)]
+
+    def step(carry, now):
+        dense, state = carry
+        masks, new, backward, grads, t = now
+        if behind.term:
+            terms = every(lambda g, v, m, b: behind.term(v, m, b, t).astype(g.dtype), grads, dense, masks, backward)
+            grads = [g + term if i in chosen else g for i, (g, term) in enumerate(zip(grads, terms, strict=True))]
+        given, moving = dense, None
+        if behind.moves:
+            moving = every(lambda m, b: behind.moves(m, b, t), masks, backward)
+            grads, given = lay(grads, moving), lay(dense, moving)
+            state = optax.tree_utils.tree_map_params(inner, fresh, state, moving)
+        updates, state = inner.update(grads, state, given)
+        updates = lay(updates, moving) if moving else updates
+        dense = optax.apply_updates(dense, updates)
+        dense = every(lambda v, m: jnp.where(m, v, (behind.shrink(t) * v).astype(v.dtype)), dense, new)
+        share = jnp.asarray(behind.share(t), jnp.float32)
+        params = every(lambda v, m: jnp.where(m, v, (share * v).astype(v.dtype)), dense, new)
+        return (dense, state), (params, state)
+
+    now = ([mask[:-1] for mask in masks], [mask[1:] for mask in masks], backward, grads, jnp.arange(STEPS))
+    return jax.lax.scan(step, (params, inner.init(params)), now)[1]
 
 
 def check_inner(row, lanes):
     """Clauses 3 and 4: dense leaves, kept weights and the inner state move as the same optimizer moves them by hand."""
-    inner, hold = INNERS[row.inner], jnp.asarray([row.skips and row.due(t) for t in range(STEPS)])
+    steps = range(STEPS)
+    inner, hold = INNERS[row.inner], jnp.asarray([row.skips and row.due(t) for t in steps])
 
     def arguments(lane):
         params = jax.tree.leaves(lane.params)
-        column = lambda i: [np.ones(params[i].shape, bool) if m[i] is None else m[i] for m in lane.every_mask]
-        return params, [np.stack(column(i)) for i in range(len(params))], jax.tree.leaves(lane.grads_tree), hold
+        laid = lambda i, t, mask: np.ones(params[i].shape, bool) if mask is None or t <= row.lays > 0 else mask
+        column = lambda i: [laid(i, t, masks[i]) for t, masks in enumerate(lane.every_mask)]
+        masks = [np.stack(column(i)) for i in range(len(params))]
+        if row.behind:
+            whole = lambda i: [np.ones(params[i].shape, bool)] * STEPS
+            given = lambda i: (
+                [lane.backward_first[i], *lane.backward[i][:-1]] if lane.backward and i in lane.chosen else whole(i)
+            )
+            return params, masks, [np.stack(given(i)) for i in range(len(params))], jax.tree.leaves(lane.grads_tree)
+        anew = np.asarray([row.adjusts and row.due(t) for t in steps])
+        return params, masks, jax.tree.leaves(lane.grads_tree), hold, anew, jax.tree.leaves(lane.after_params)
 
     both = jax.tree.map(lambda *x: jnp.stack(x), *map(arguments, lanes))
-    wanted = jax.jit(jax.vmap(functools.partial(by_hand, inner.make(), inner.start, row.dense_moments)))(*both)
+    by = functools.partial(by_hand, inner.make(), inner.start, row.dense_moments)
+    if row.behind:
+        by = functools.partial(by_hand_behind, inner.make(), row.behind, lanes[0].chosen)
+    wanted = jax.jit(jax.vmap(by))(*both)
     relative, absolute = TOLERANCE[np.dtype(row.dtype).name]
     for k, lane in enumerate(lanes):
         found = jax.tree.leaves((lane.after_params, lane.after_state.inner_state))
@@ -236,7 +312,8 @@ def check_non_finite(row, lanes):
         wanted = plain.masks[t + 1][i] if row.layerwise else lane.masks[t][i]
         np.testing.assert_array_equal(lane.masks[t + 1][i], wanted)
     first, lane = min(due, default=0), lanes["weight"]
-    np.testing.assert_array_equal(lane.masks[first + 1][0], plain.masks[0][0])
+    before = lane if row.behind else plain  # what a straight-through method starts from depends on the weights
+    np.testing.assert_array_equal(lane.masks[first + 1][0], before.masks[0][0])
     spoilt = sum(not np.isfinite(weight.astype(np.float32)).all() for weight in lane.weights[first])
     assert spoilt >= 1
     assert lane.skipped[first + 1] == (spoilt if due else 0)
@@ -291,7 +368,7 @@ def check_sharded(row, lane, axis_type):
             state = jax.device_put(at(lane.after_state, t - 1), jax.tree.map(lambda x: x.sharding, start))
             if update is None:
                 update = jax.jit(tx.update).lower(grads, state, params).compile()
-                assert gathered(update.as_text()) < shard
+                assert row.gathers or gathered(update.as_text()) < shard
             _, state = jax.block_until_ready(update(*jax.block_until_ready((grads, state, params))))
             for mask, wanted in zip(flat(placed, state.masks), lane.every_mask[t + 1], strict=True):
                 if mask is not None:
@@ -302,14 +379,24 @@ def check_sharded(row, lane, axis_type):
 def test_contract(name):
     row = ROWS[name]
     lanes = lanes_of(row)
+    check = {
+        "zeros": check_zeros,
+        "counts": check_counts,
+        "masks": check_masks,
+        "inner": check_inner,
+        "lanes": check_lanes,
+        "non-finite": check_non_finite,
+        "branch": check_branch,
+    } | row.checks
     for lane in ("plain", "seed", "other", "third", *(["late"] if row.constant else [])):
-        check_zeros(lanes[lane])
-        check_counts(row, lanes[lane])
-        check_masks(row, lanes[lane])
-    check_inner(row, [lanes["plain"], lanes["other"]])
-    check_lanes(row, lanes)
-    check_non_finite(row, lanes)
-    check_branch(row, lanes["plain"])
+        check["zeros"](row, lanes[lane])
+        check["counts"](row, lanes[lane])
+        check["masks"](row, lanes[lane])
+    if row.plain:
+        check["inner"](row, [lanes["plain"], lanes["other"]])
+    check["lanes"](row, lanes)
+    check["non-finite"](row, lanes)
+    check["branch"](row, lanes["plain"])
     check_sharded(row, lanes["plain"], AxisType.Auto if list(ROWS).index(name) % 2 else AxisType.Explicit)
 
 

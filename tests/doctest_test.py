@@ -19,7 +19,7 @@ CORE = [
     "selection",
     "patterns",
     "criteria",
-    "distributions",
+    *("distributions.base", "distributions.by_weights", "distributions.erdos_renyi", "distributions.pinned"),
     "schedules",
     "flops",
     "initialization",
@@ -30,6 +30,10 @@ CORE = [
 FACTORIES = [
     *("block", "channel", "except_", "gmp", "nm", "one_shot", "only", "rigl", "set_", "sparse_wrapper", "stacked"),
     *("static", "unstructured", "dsr", "granet", "itop", "mest", "snfs", "srigl"),
+    *("ste", "sr_ste", "dnw", "asp", "mdgf", "sdgf", "top_kast", "iss_p", "straight_through"),
+    *("edge_popup", "jackpots", "movement", "reparametrized", "scl", "spartan", "str_"),
+    *("adam_s", "ast", "ast_adam", "bdwp", "cast"),
+    *("acdc", "acdc_phases", "obert", "pq_index", "sap", "sap_masks"),
 ]
 
 

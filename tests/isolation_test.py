@@ -27,12 +27,14 @@ CORE = {
     "masks": {"leaves", "packing", "state"},
     "schedules": set(),
     "patterns": {"leaves", "selection"},
+    "bidirectional": {"leaves", "patterns"},
     "criteria": {"leaves", "selection"},
     "distributions": {"leaves"},
     "jaxpr_walk": {"leaves"},
+    "fisher": {"leaves", "packing"},
     "flops": {"leaves", "masks", "jaxpr_walk"},
     "initialization": {"leaves", "masks"},
-    "topology": {"leaves", "masks", "state"},
+    "topology": {"jaxpr_walk", "leaves", "masks", "state"},
     "transforms": {
         *(
             "state",
@@ -45,6 +47,7 @@ CORE = {
             "patterns",
             "criteria",
             "distributions",
+            "fisher",
             "flops",
             "topology",
         )

@@ -116,6 +116,7 @@ def test_killed_at_random_moments_of_progress(start, reference, tmp_path):
     assert outcome(workdir) == outcome(reference[0])
 
 
+@pytest.mark.long
 def test_killed_in_the_middle_of_writing(start, reference, tmp_path):
     """The process kills itself at a random event in its directory, 7 times in one run."""
     rng, workdir, kills = random.Random(1), tmp_path / "run", 0

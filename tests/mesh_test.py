@@ -40,11 +40,13 @@ def same(folder):
         for field, value in a.items():
             if field in ("loss", "lr", "perplexity", "bits_per_character"):
                 np.testing.assert_allclose(value, b[field], rtol=1e-5)
+            elif field.startswith("gradient_"):  # sums, of which each device has a part
+                jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), value, b[field])
             else:
                 assert value == b[field]
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ["words", pytest.param("images", marks=pytest.mark.long)])
 def test_a_run_on_eight_devices_and_back_on_one(name, tmp_path):
     """A run on one device and one that goes from eight to one to eight tell the same."""
     config = CASES[name]

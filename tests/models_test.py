@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 from model_shapes import CIFAR, IMAGENET, MNIST, kernels, size, traced
-from tiny_models import quick
+from tiny_models import filled, quick
 
 from sparsejax import distributions, flops
 from sparsejax.leaves import except_, flax_layout, named_leaves, select_leaves
@@ -177,19 +177,6 @@ ORACLES = {
 }
 
 
-def filled(tree, rng):
-    """Random values of the shapes: scales and variances about 1, all else about 0, kernels of He's variance."""
-
-    def value(path, leaf):
-        if path.endswith(("/scale", "/var", "a_right")):
-            return rng.uniform(0.5, 1.5, leaf.shape)
-        fan = math.prod(leaf.shape[:-1]) if leaf.ndim > 1 else 10
-        return rng.normal(0, math.sqrt(2 / fan), leaf.shape)
-
-    leaves = [jnp.asarray(value(path, leaf), jnp.float32) for path, leaf in named_leaves(tree)]
-    return jax.tree.unflatten(jax.tree.structure(tree), leaves)
-
-
 @pytest.mark.parametrize("name", SMALL)
 def test_forward_and_backward(name, monkeypatch):
     monkeypatch.setattr(mobilenet, "_BLOCKS", mobilenet._BLOCKS[:4])  # 13 take long to compile
@@ -335,6 +322,7 @@ def test_initialisers_have_the_variances_of_their_docstring():
     for name, variance in variances.items():
         values = drawn[name]
         assert float(values.var()) == pytest.approx(variance, rel=0.03), name
+        assert layers.variance(name, shape) == pytest.approx(variance), name
         assert abs(float(values.mean())) < 4 * math.sqrt(variance / values.size), name
 
 

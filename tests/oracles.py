@@ -35,6 +35,16 @@ def top_among(scores, allowed, k):
     return top(scores, min(k, int(allowed.sum()))) & allowed
 
 
+def n_of_m(weight, n, m, axis=-2):
+    """The mask of the n largest |w| of every m consecutive ones along an axis, group by group."""
+    rows = np.moveaxis(np.abs(exact(weight)), axis, -1)
+    mask = np.zeros(rows.shape, bool)
+    for place in np.ndindex(*rows.shape[:-1], rows.shape[-1] // m):
+        group = (*place[:-1], slice(place[-1] * m, (place[-1] + 1) * m))
+        mask[group] = top(rows[group], n)
+    return np.moveaxis(mask, -1, axis)
+
+
 def erk(shapes, density):
     """ERK densities epsilon (sum of sizes / product), or 1 for the layers where that would pass 1.
 

@@ -89,7 +89,7 @@ def test_real_programs_are_counted():
     assert profile.seconds["trace"] > 0 and profile.seconds["compile"] > 0
 
 
-@pytest.mark.parametrize("workers", ["0", "2"])
+@pytest.mark.parametrize("workers", ["0", pytest.param("2", marks=pytest.mark.long)])
 def test_a_sweep_shows_where_its_time_went(tmp_path, monkeypatch, capsys, workers):
     monkeypatch.setenv("XLA_FLAGS", "")
     (tmp_path / "c.py").write_text(CONFIG)

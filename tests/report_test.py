@@ -37,11 +37,13 @@ def write_run(path: Path, method: str, sparsity: float, accuracy, *, finished=Tr
         if method != "dense":
             change = {layer: [0 if step == 0 else 3 + k for k in range(seeds)] for layer in LAYERS}
             if step == 0 or method != "static":
-                records.append({"kind": "masks", "step": step, "density": density, "grown": change, "dropped": change})
+                masks = {"kind": "masks", "step": step, "density": density, "grown": change, "dropped": change}
+                records.append(masks | movement(step, seeds))
         if step:
             loss = [math.exp(-step / 100) + 0.1 * k for k in range(seeds)]
             records.append({"kind": "train", "step": step, "epoch": step / 50, "loss": loss})
             scores = {"loss": loss, "accuracy": list(accuracy)}
+            records.append(topology(step, seeds, method, last=step == steps))
             records.append({"kind": "eval", "step": step, "epoch": step / 50, "split": "test", **scores})
     (path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     if finished:
@@ -52,6 +54,10 @@ def write_run(path: Path, method: str, sparsity: float, accuracy, *, finished=Tr
             "weights": WEIGHTS,
             "weights_kept": [round((1 - sparsity) * WEIGHTS)] * seeds,
             "density": density,
+            "density_erk": {} if method == "dense" else dict(zip(LAYERS, (0.015, 0.05, 0.4))),
+            "parameter_sparsity": [0.98 * sparsity] * seeds,
+            "mask_bits": 0 if method == "dense" else WEIGHTS,
+            "bytes": {"dense": [204_800] * seeds, "csr": [round(1e6 * (1 - sparsity))] * seeds},
             "inference_flops": 1 - sparsity,
             "training_flops": 1 - 0.9 * sparsity,
             "seconds": 2.5,
@@ -59,6 +65,31 @@ def write_run(path: Path, method: str, sparsity: float, accuracy, *, finished=Tr
         (path / "result.json").write_text(json.dumps(result))
     given = {"method": method} | ({} if method == "dense" else {"sparsity": sparsity})
     return {"name": path.name, "overrides": given if overrides is None else overrides, "config": config}
+
+
+def movement(step: int, seeds: int) -> dict:
+    """What a masks record says of how masks moved."""
+    share = lambda scale: [scale * (1 - math.exp(-step / 200)) + 0.01 * k for k in range(seeds)]
+    return {"sad_of_active": share(0.1), "flip_rate_from_start": share(0.05), "exploration": share(0.4)}
+
+
+def topology(step: int, seeds: int, method: str, *, last: bool) -> dict:
+    """A topology record as training writes it."""
+    record = {
+        "kind": "topology",
+        "step": step,
+        "gradient_norm_active": [math.exp(-step / 300) + 0.1 * k for k in range(seeds)],
+        "dead_units": {"relu_0": [0.1] * seeds, "relu_1": [0.2] * seeds},
+    }
+    if method == "dense":
+        return record
+    record["gradient_norm_inactive"] = [2.0] * seeds
+    record["kept_off_path"] = [step / 10_000] * seeds
+    if last:
+        histogram = {"edges": [0, 2, 4, 6], "neurons": [[3, 4, 1 + k] for k in range(seeds)]}
+        record["fan_in_histogram"] = dict.fromkeys(LAYERS, histogram)
+        record["input_connections"] = [list(range(64))] * seeds
+    return record
 
 
 def write_sweep(out: Path, trials: list[dict]) -> Path:
@@ -133,8 +164,10 @@ def test_report_of_a_sweep_writes_table_and_plots(sweep, capsys):
     assert "static" in shown.out
     assert shown.err == ""
     assert (sweep / "table.txt").read_text() in shown.out
-    for name in ("accuracy.png", "layers.png", "churn.png"):
+    for name in ("accuracy.png", "layers.png", "churn.png", "topology.png", "fan_in.png", "inputs.png"):
         assert_picture(sweep / name)
+    table = (sweep / "table.md").read_text()
+    assert "zero parameters | mask bits | bytes dense | bytes CSR" in table and "| 50,200 | 205 kB | 20 kB |" in table
     lines = [json.loads(line) for line in (sweep / "metrics.jsonl").read_text().splitlines()]
     assert [line["trial"] for line in lines][:2] == ["rigl-0.98", "rigl-0.9"]
     assert len(lines) == 5
@@ -145,7 +178,7 @@ def test_report_of_a_run(sweep, capsys):
     run = sweep / "trials" / "rigl-0.98"
     assert cli.main(["report", str(run)]) == 0
     assert "95.70" in capsys.readouterr().out
-    for name in ("curves.png", "layers.png", "churn.png"):
+    for name in ("curves.png", "layers.png", "churn.png", "topology.png", "fan_in.png", "inputs.png"):
         assert_picture(run / name)
 
 
@@ -191,6 +224,28 @@ def test_a_picture_that_no_longer_applies_is_removed(sweep, capsys):
     assert cli.main(["report", str(sweep)]) == 0
     assert (sweep / "accuracy.png").exists()
     assert not (sweep / "churn.png").exists()
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_whole_confidence_bands_are_in_the_picture(tmp_path, monkeypatch, wide):
+    """Of two seeds the interval is far wider than their range; it ends at what an accuracy can be."""
+    runs, drawn = [], []
+    for sparsity, accuracy in ((0.9, [0.97, 0.99]), (0.95, [0.5 if wide else 0.95, 0.97]), (0.98, [0.9, 0.96])):
+        path = tmp_path / f"set-{sparsity}"
+        entry = write_run(path, "set", sparsity, accuracy, steps=50)
+        runs.append(collect.read_run(path, entry["name"], entry["overrides"]))
+    keep = lambda ax, rows, look, spaced: drawn.append((ax, rows, spaced)) or one_series(ax, rows, look, spaced)
+    one_series = plots._one_series
+    monkeypatch.setattr(plots, "_one_series", keep)
+    assert plots.accuracy(collect.rows(runs), tmp_path / "accuracy.png")
+    ((ax, rows, spaced),) = drawn
+    low, high = ax.get_ylim()
+    for row in rows:
+        mean, half = mean_and_interval(row.scores)
+        for end in (max(mean - half, 0.0), min(mean + half, 1.0)):
+            assert low <= spaced(end) <= high
+    bands = [path.vertices[:, 1] for band in ax.collections for path in band.get_paths()]
+    assert all(low <= values.min() and values.max() <= high for values in bands)
 
 
 @pytest.mark.parametrize("seeds", [1, 5])

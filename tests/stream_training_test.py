@@ -178,6 +178,7 @@ def test_test_images_that_are_left_out_do_not_count(config, tmp_path, runs):
     assert all(round(8 * accuracy, 6).is_integer() for accuracy in result["accuracy"])
 
 
+@pytest.mark.long
 def test_a_mesh_with_everything_on_top_and_a_teacher(config, runs):
     """Augmentation on the device, mixing and averages: the same on one device and on four, to rounding."""
     config |= {"augment": "cutout(2)", "mixup": 0.2, "ema_decay": 0.9, "method": "static", "epochs": 1}
@@ -191,6 +192,7 @@ def test_a_mesh_with_everything_on_top_and_a_teacher(config, runs):
     assert train(student, runs("student"))["steps"] == 5
 
 
+@pytest.mark.long
 def test_tokens_are_the_same_windows_as_in_memory(tmp_path, runs):
     """Losses and perplexity to rounding, masks exactly; the file is never copied whole."""
     write_tokens(tmp_path, train=400, test=60)

@@ -1,11 +1,13 @@
-"""For tests of language models: random params without a compilation, and a jit that compiles in a hurry."""
+"""For tests of models: random params without a compilation, and a jit that compiles in a hurry."""
 
+import math
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sparsejax.leaves import named_leaves
 from sparsejax.training.compiling import hurried
 
 KEY = jax.random.key(0)
@@ -19,15 +21,28 @@ def shapes(model, length=1):
     return variables["params"], logits
 
 
-def drawn(model, spread=0.3, seed=0):
-    """Params drawn by NumPy, norm scales around 1 and biases around 0, so that one that is left out shows."""
-    rng = np.random.default_rng(seed)
+def filled(tree, rng=0, spread=None):
+    """Values drawn by NumPy for a tree of shapes: scales and variances around 1, all else, biases too, around 0.
+
+    So one that is left out shows. `rng`: a seed or a generator; `spread`: standard deviation, None: He's of kernels.
+    """
+    rng = np.random.default_rng(rng)
 
     def draw(path, leaf):
-        scale = path[-1].key == "scale"
-        return jnp.asarray(scale + rng.normal(size=leaf.shape) * spread, leaf.dtype)
+        around = path.endswith(("/scale", "/var", "a_right"))
+        if spread is not None:
+            return around + rng.normal(size=leaf.shape) * spread
+        if around:
+            return rng.uniform(0.5, 1.5, leaf.shape)
+        return rng.normal(0, math.sqrt(2 / (math.prod(leaf.shape[:-1]) if leaf.ndim > 1 else 10)), leaf.shape)
 
-    return jax.tree_util.tree_map_with_path(draw, shapes(model)[0])
+    leaves = [jnp.asarray(draw(path, leaf), leaf.dtype) for path, leaf in named_leaves(tree)]
+    return jax.tree.unflatten(jax.tree.structure(tree), leaves)
+
+
+def drawn(model, spread=0.3, seed=0):
+    """Params of a language model, `filled`."""
+    return filled(shapes(model)[0], seed, spread)
 
 
 def texts(batch=2, length=8, vocab=11, seed=0):

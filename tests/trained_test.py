@@ -179,6 +179,7 @@ def test_mistakes(teacher, writer, tmp_path, capsys):
         assert [word for word in words if word not in line] == [] and shown.out == ""
 
 
+@pytest.mark.long
 def test_text(writer, capsys):
     """The likeliest tokens are the pangram's; a seed gives the same text again."""
     sample = ["sample", "--workdir", str(writer), "--prompt", "the quick"]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny_models import KEY, quick, texts
+from tiny_models import KEY, filled, quick, texts
 
 import sparsejax
 from sparsejax.leaves import checked_axes, named_leaves
@@ -60,16 +60,8 @@ def batch_of(side):
 
 
 def drawn(model, x):
-    """(params, model state): norm scales and variances around 1, all else around 0, and nothing exactly there."""
-    rng = np.random.default_rng(0)
-
-    def draw(path, leaf):
-        around = path.endswith(("/scale", "/var", "a_right"))
-        return jnp.asarray(around + 0.3 * rng.uniform(-1, 1, leaf.shape), leaf.dtype)
-
-    variables = jax.eval_shape(model.init, KEY, x)
-    leaves = [draw(path, leaf) for path, leaf in named_leaves(variables)]
-    state = dict(jax.tree.unflatten(jax.tree.structure(variables), leaves))
+    """(params, model state), `filled`."""
+    state = dict(filled(jax.eval_shape(model.init, KEY, x), spread=0.2))
     return state.pop("params"), state
 
 

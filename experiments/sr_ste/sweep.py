@@ -5,8 +5,8 @@ Papers: Zhou et al. 2021, Learning N:M Fine-grained Structured Sparse Neural Net
 
     sparsejax sweep --config experiments/sr_ste/sweep.py --out runs/sr_ste --workers 2
 
-Expected: SR-STE above STE at 1:8 and 1:16, with a lower SAD; MdGf-exponential at or above SR-STE there. README.md beside
-this file has the measured table and its time.
+Expected: SR-STE above STE at 1:8 and 1:16, with a lower SAD; MdGf-exponential at or above SR-STE there. README.md
+beside this file has the measured table and its time.
 """
 
 import runpy
@@ -28,7 +28,16 @@ def get_config(arg: str = "") -> ConfigDict:
     config.optimizer = "sgd"
     config.learning_rate = 0.05
     config.momentum = 0.9
-    config.method_args = ConfigDict({"pattern": "nm(1, 8)", "where": "except_('Dense_2/*')"})
+    steps = lenet["TRAIN_IMAGES"] // config.get_ref("batch_size") * config.get_ref("epochs")
+    config.method_args = ConfigDict(
+        {
+            "pattern": "nm(1, 8)",
+            "where": "except_('Dense_2/*')",
+            "update_start": steps // 10,  # of MdGf and SdGf: dense until here, N:M and nothing else from the next on
+            "update_end": steps * 3 // 4,
+            "decay": 1e-3,  # of MdGf: 0.2 % of a masked weight are left at the end
+        }
+    )
     config.sparsity = 0.875
     config.eval_every_epochs = 5
     return with_options(config, arg)

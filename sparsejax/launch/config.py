@@ -176,7 +176,7 @@ def apply(config: ConfigDict, overrides: Mapping[str, Any], *, prefix: str = "--
         elif last in node or not open_dict:
             value = _converted(_known(node, last, prefix, seen), node.get_type(last), value, f"{prefix}{key}", last)
         elif isinstance(value, str):
-            value = _literal(value)
+            value = literal(value)
         with node.unlocked(), node.ignore_type():
             node[last] = value
 
@@ -225,7 +225,7 @@ def _as_type(kind: type, value: Any) -> Any:
     if kind is float and type(value) is int:
         return float(value)
     if isinstance(None, kind):
-        return _literal(value) if text else value
+        return literal(value) if text else value
     return value if type(value) is kind else _no(value)
 
 
@@ -233,7 +233,8 @@ def _no(value: Any) -> Any:
     raise TypeError(value)
 
 
-def _literal(text: str) -> Any:
+def literal(text: str) -> Any:
+    """The Python literal that a text is, true and false too; else the text."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):

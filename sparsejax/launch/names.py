@@ -7,12 +7,13 @@ from typing import Any
 
 
 def known_names() -> list[tuple[str, str, str]]:
-    """(name, kind, first line of its docstring) of every method, data set and model."""
+    """(name, kind, first line of its docstring) of every method, procedure, data set and model."""
     from sparsejax.data import DATASETS
     from sparsejax.models import MODELS
     from sparsejax.training.methods import METHODS
+    from sparsejax.training.procedures import PROCEDURES
 
-    tables: dict[str, Any] = {"method": METHODS, "dataset": DATASETS, "model": MODELS}
+    tables: dict[str, Any] = {"method": METHODS, "procedure": PROCEDURES, "dataset": DATASETS, "model": MODELS}
     return [(name, kind, first_line(thing)) for kind, table in tables.items() for name, thing in table.items()]
 
 

@@ -57,3 +57,12 @@ def check_dtype(module: Any, name: str) -> None:
 
 def _is_size(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def check_form(module: Any, form: str, models: str) -> None:
+    """Raises ValueError where a model cannot take this form (`models` can), or has taken one already."""
+    if form not in module.__dataclass_fields__:
+        raise ValueError(f"{form}: {type(module).__name__} has no such form; {models} have")
+    for other in ("monarch", "roast", "sparse_ift"):
+        if getattr(module, other, None) is not None:
+            raise ValueError(f"{form}: the model has its {other} form; one at a time")

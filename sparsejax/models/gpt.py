@@ -44,6 +44,7 @@ class GPT(nn.Module):
       scan: one block scanned over stacked layers: compiles in the time of one.
       remat: activations inside a block are computed again in the backward pass.
       dtype: of the computation, "float32", "bfloat16" or "float16"; params and logits are float32.
+      monarch: blocks of a factor of the Monarch matrices that take the place of `mlp/{up,down}/kernel`; None: none.
 
     Raises:
       ValueError: an attribute is out of range, or a sequence is longer than the context.
@@ -75,6 +76,7 @@ class GPT(nn.Module):
     scan: bool = False
     remat: bool = False
     dtype: Any = "float32"
+    monarch: int | None = None
 
     def __post_init__(self) -> None:
         _check(self)
@@ -155,13 +157,14 @@ class GPT(nn.Module):
             jnp.dtype(self.dtype),
             train,
             decode,
+            self.monarch,
         )
 
 
 def _check(gpt: GPT) -> None:
     """Raises ValueError, in one line that names the attribute, where one is out of range."""
     check_sizes(gpt, "vocab", "layers", "width", "heads", "context", "vocab_multiple")
-    check_sizes(gpt, *(name for name in ("kv_heads", "mlp_width") if getattr(gpt, name) is not None))
+    check_sizes(gpt, *(name for name in ("kv_heads", "mlp_width", "monarch") if getattr(gpt, name) is not None))
     for name, whole in (("heads", "width"), ("kv_heads", "heads")):
         if getattr(gpt, whole) % (getattr(gpt, name) or 1):
             raise ValueError(f"{name}: {getattr(gpt, name)} does not divide {whole}={getattr(gpt, whole)}")

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from sparsejax.models import attention as attentions
+from sparsejax.models.monarch import MonarchDense
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": partial(nn.gelu, approximate=False),
@@ -39,11 +40,18 @@ class Spec(NamedTuple):
     dtype: Any
     train: bool
     decode: bool
+    monarch: int | None = None
 
     def dense(self, features: int, name: str, std: float = 0.02) -> nn.Dense:
         """A linear layer, initialised normally."""
         init = nn.initializers.normal(std)
         return nn.Dense(features, use_bias=self.bias, dtype=self.dtype, kernel_init=init, name=name)
+
+    def wide(self, features: int, name: str, std: float = 0.02) -> nn.Module:
+        """A linear layer of the feed-forward half: dense, or of Monarch matrices."""
+        if self.monarch is None:
+            return self.dense(features, name, std)
+        return MonarchDense(features, std**2, self.monarch, self.bias, self.dtype, name=name)
 
     def norm(self, name: str) -> nn.LayerNorm:
         """A layer norm; its statistics are float32."""
@@ -100,8 +108,8 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x_BxLxE: jax.Array) -> jax.Array:
         """x_BxLxE -> x_BxLxE."""
-        hidden_BxLxF = ACTIVATIONS[self.spec.activation](self.spec.dense(self.spec.mlp_width, "up")(x_BxLxE))
-        return self.spec.drop()(self.spec.dense(self.spec.width, "down", self.spec.residual_std)(hidden_BxLxF))
+        hidden_BxLxF = ACTIVATIONS[self.spec.activation](self.spec.wide(self.spec.mlp_width, "up")(x_BxLxE))
+        return self.spec.drop()(self.spec.wide(self.spec.width, "down", self.spec.residual_std)(hidden_BxLxF))
 
 
 class Block(nn.Module):

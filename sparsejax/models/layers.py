@@ -1,6 +1,7 @@
 """What the vision models share: their inputs, dtypes, initialisers, convolutions and batch norm."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -17,6 +18,18 @@ INITIALIZERS: dict[str, Callable[..., jax.Array]] = {
     "normal_0.01": nn.initializers.normal(0.01),
     "normal_0.02": nn.initializers.normal(0.02),
     "torch_default": nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
+}
+
+# the variance of each, of its fan in and fan out
+_VARIANCES: dict[str, Callable[[float, float], float]] = {
+    "glorot_normal": lambda fan_in, fan_out: 2 / (fan_in + fan_out),
+    "glorot_uniform": lambda fan_in, fan_out: 2 / (fan_in + fan_out),
+    "kaiming_fan_in": lambda fan_in, fan_out: 2 / fan_in,
+    "kaiming_fan_out": lambda fan_in, fan_out: 2 / fan_out,
+    "lecun_normal": lambda fan_in, fan_out: 1 / fan_in,
+    "normal_0.01": lambda fan_in, fan_out: 0.01**2,
+    "normal_0.02": lambda fan_in, fan_out: 0.02**2,
+    "torch_default": lambda fan_in, fan_out: 1 / (3 * fan_in),
 }
 
 
@@ -46,6 +59,20 @@ def initializer(name: str) -> Callable[..., jax.Array]:
       ValueError: the name is unknown.
     """
     return chosen("initializer", name, INITIALIZERS)
+
+
+def variance(name: str, shape: Sequence[int]) -> float:
+    """The variance with which the initialiser of that name fills a kernel (..., inputs, outputs).
+
+    Raises:
+      ValueError: the name is unknown.
+
+    Example:
+      >>> variance("lecun_normal", (5, 5, 4, 7))
+      0.01
+    """
+    positions = math.prod(shape[:-2])
+    return chosen("initializer", name, _VARIANCES)(positions * shape[-2], positions * shape[-1])
 
 
 def float_dtype(dtype: Any) -> jnp.dtype:

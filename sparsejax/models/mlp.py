@@ -7,7 +7,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sparsejax.models.layers import chosen, float_dtype, initializer
+from sparsejax.models.layers import batch_norm, chosen, float_dtype, initializer, variance
+from sparsejax.models.monarch import MonarchDense
+from sparsejax.models.roast import Roast, with_shared
+from sparsejax.models.sparse_ift import SparseIFT, Where, transformed
 
 
 class SReLU(nn.Module):
@@ -53,6 +56,7 @@ class MLP(nn.Module):
       dropout: rate after each hidden layer, in training (rng "dropout").
       initializer: of the kernels, see `layers.initializer`; biases start at 0.
       dtype: of activations; the last layer is float32.
+      sparse_ift, monarch, roast: other layers in place of these, from the functions of these names in `models`.
 
     Source: LeNet-300-100, Y. LeCun et al., Gradient-based learning applied to document recognition, 1998.
     """
@@ -63,18 +67,41 @@ class MLP(nn.Module):
     dropout: float = 0.0
     initializer: str = "lecun_normal"
     dtype: Any = "float32"
+    sparse_ift: SparseIFT | None = None
+    monarch: int | None = None
+    roast: Roast | None = None
+
+    @property
+    def where(self) -> Where | None:
+        """The leaves to sparsify; None: the default's."""
+        return self.sparse_ift.where("Dense_0", f"Dense_{len(self.features)}") if self.sparse_ift else None
 
     @nn.compact
     def __call__(self, x_BxP: jax.Array, *, train: bool = False) -> jax.Array:
         """Logits (B, classes) of a batch (B, ...), whose other axes are flattened."""
+        return with_shared(self, lambda model, x: model._logits(x, train), lambda path: self.initializer, x_BxP)
+
+    def _logits(self, x_BxP: jax.Array, train: bool) -> jax.Array:
         dtype, init = float_dtype(self.dtype), initializer(self.initializer)
         activation = chosen("activation", self.activation, ACTIVATIONS)
         x_BxD = x_BxP.reshape(x_BxP.shape[0], -1).astype(dtype)
-        for width in self.features:
-            x_BxD = nn.Dense(width, dtype=dtype, kernel_init=init)(x_BxD)
+        for index, width in enumerate(self.features):
+            x_BxD = self._hidden(x_BxD, index, width, train)
             x_BxD = activation(x_BxD) if activation else SReLU(dtype)(x_BxD)
             x_BxD = nn.Dropout(self.dropout, deterministic=not train)(x_BxD) if self.dropout else x_BxD
-        return nn.Dense(self.classes, kernel_init=init)(x_BxD.astype(jnp.float32))
+        last = nn.Dense(self.classes, kernel_init=init, name=f"Dense_{len(self.features)}")
+        return last(x_BxD.astype(jnp.float32))
+
+    def _hidden(self, x_BxD: jax.Array, index: int, width: int, train: bool) -> jax.Array:
+        """The index-th layer, in whatever form."""
+        dtype, init, name, ift = float_dtype(self.dtype), initializer(self.initializer), f"Dense_{index}", None
+        if self.monarch is not None:
+            dense_variance = variance(self.initializer, (x_BxD.shape[-1], width))
+            return MonarchDense(width, dense_variance, self.monarch, dtype=dtype, name=name)(x_BxD)
+        if self.sparse_ift is not None:
+            width, ift = self.sparse_ift.width(width), self.sparse_ift if index else None  # the first layer stays
+        dense = lambda width, name, bias: nn.Dense(width, use_bias=bias, dtype=dtype, kernel_init=init, name=name)
+        return transformed(ift, x_BxD, width, 1, name, dense, dense, lambda name: batch_norm(train, dtype, name))
 
 
 def lenet_300_100(

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 
 from sparsejax.models.layers import as_images, batch_norm, chosen, conv, head
 from sparsejax.models.named_size import named_size
+from sparsejax.models.roast import Roast, with_shared
+from sparsejax.models.sparse_ift import SparseIFT, Where, square_conv
 
 STEMS = {"cifar": (3, 1), "imagenet": (7, 2)}  # kernel and stride
 SHORTCUTS = {"projection": False, "pad": True}
@@ -18,7 +20,7 @@ class Block(nn.Module):
     """A residual block: two 3x3 convolutions, or 1x1, 3x3 (with the stride), 1x1 to four times the width.
 
     Params: `conv1/kernel`, `norm1/scale`, `norm1/bias`, ...; `shortcut/kernel`, `shortcut_norm/...` where the shape
-    changes and the shortcut is a projection.
+    changes and the shortcut is a projection. With parallel branches, each has its norm, and there is no other.
     """
 
     width: int
@@ -28,19 +30,22 @@ class Block(nn.Module):
     last_scale: float
     initializer: str
     dtype: Any
+    sparse_ift: SparseIFT | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Images (B, H / stride, W / stride, width or 4 width)."""
-        options: dict[str, Any] = {"init": self.initializer, "dtype": self.dtype}
+        ift, branched = self.sparse_ift, self.sparse_ift is not None and self.sparse_ift.branches > 1
+        options: dict[str, Any] = {"init": self.initializer, "dtype": self.dtype, "train": train}
         plan = [(self.width, 3, self.stride), (self.width, 3, 1)]
         if self.bottleneck:
             plan = [(self.width, 1, 1), (self.width, 3, self.stride), (4 * self.width, 1, 1)]
         y = x
         for index, (width, kernel, stride) in enumerate(plan, start=1):
             last = index == len(plan)
-            y = conv(width, kernel, stride, name=f"conv{index}", **options)(y)
-            y = batch_norm(train, self.dtype, f"norm{index}", self.last_scale if last else 1.0)(y)
+            scale = self.last_scale if last else 1.0
+            y = square_conv(ift, y, width, kernel, stride, name=f"conv{index}", scale=scale, **options)
+            y = y if branched else batch_norm(train, self.dtype, f"norm{index}", scale)(y)
             y = y if last else nn.relu(y)
         if x.shape == y.shape:
             return nn.relu(x + y)
@@ -49,8 +54,8 @@ class Block(nn.Module):
             x = x[:, :: self.stride, :: self.stride]
             x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (extra // 2, extra - extra // 2)))
         else:
-            x = conv(y.shape[-1], 1, self.stride, name="shortcut", **options)(x)
-            x = batch_norm(train, self.dtype, "shortcut_norm")(x)
+            x = square_conv(ift, x, y.shape[-1], 1, self.stride, name="shortcut", **options)
+            x = x if branched else batch_norm(train, self.dtype, "shortcut_norm")(x)
         return nn.relu(x + y)
 
 
@@ -73,6 +78,7 @@ class ResNet(nn.Module):
         at the first step: not for pruning at initialisation.
       initializer, head_initializer: of the kernels, see `layers.initializer`; biases start at 0.
       dtype: of activations; the head is float32.
+      sparse_ift, roast: other layers in place of these, from `models.sparse_ift.sparse_ift`, `models.roast.roast`.
 
     Example:
       >>> model = ResNet(10, blocks=(1, 1), width=4)
@@ -92,14 +98,26 @@ class ResNet(nn.Module):
     initializer: str = "kaiming_fan_in"
     head_initializer: str = "kaiming_fan_in"
     dtype: Any = "float32"
+    sparse_ift: SparseIFT | None = None
+    roast: Roast | None = None
+
+    @property
+    def where(self) -> Where | None:
+        """The leaves to sparsify; None: the default's."""
+        return self.sparse_ift.where("stem", "head") if self.sparse_ift else None
 
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array, *, train: bool = False) -> jax.Array:
         """Logits (B, classes) of images (B, H, W, C) or (B, H, W)."""
+        init_of = lambda path: self.head_initializer if path.startswith("head") else self.initializer
+        return with_shared(self, lambda model, x: model._logits(x, train), init_of, x_BxHxWxC)
+
+    def _logits(self, x_BxHxWxC: jax.Array, train: bool) -> jax.Array:
         kernel, stride = chosen("stem", self.stem, STEMS)
         pad = chosen("shortcut", self.shortcut, SHORTCUTS)
         x = as_images(x_BxHxWxC, self.dtype)
-        x = conv(self.width, kernel, stride, init=self.initializer, dtype=self.dtype, name="stem")(x)
+        wide = self.sparse_ift.width(self.width) if self.sparse_ift else self.width
+        x = conv(wide, kernel, stride, init=self.initializer, dtype=self.dtype, name="stem")(x)
         x = nn.relu(batch_norm(train, self.dtype, "stem_norm")(x))
         if self.stem == "imagenet":
             x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
@@ -107,8 +125,8 @@ class ResNet(nn.Module):
             for index in range(count):
                 stride = 2 if stage and not index else 1
                 block = Block(
-                    self.width * 2**stage, stride, self.bottleneck, pad, 0.0 if self.zero_init else 1.0,
-                    self.initializer, self.dtype, name=f"stage{stage + 1}_block{index + 1}",
+                    wide * 2**stage, stride, self.bottleneck, pad, 0.0 if self.zero_init else 1.0, self.initializer,
+                    self.dtype, self.sparse_ift, name=f"stage{stage + 1}_block{index + 1}",
                 )  # fmt: skip
                 x = block(x, train)
         return head(x.mean((1, 2)), self.classes, self.head_initializer)

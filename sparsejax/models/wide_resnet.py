@@ -7,6 +7,8 @@ import jax
 
 from sparsejax.models.layers import as_images, batch_norm, conv, head
 from sparsejax.models.named_size import named_size
+from sparsejax.models.roast import Roast, with_shared
+from sparsejax.models.sparse_ift import SparseIFT, Where, square_conv
 
 
 class WideBlock(nn.Module):
@@ -20,18 +22,20 @@ class WideBlock(nn.Module):
     dropout: float
     initializer: str
     dtype: Any
+    sparse_ift: SparseIFT | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Images (B, H / stride, W / stride, width)."""
-        options: dict[str, Any] = {"init": self.initializer, "dtype": self.dtype}
+        ift = self.sparse_ift
+        options: dict[str, Any] = {"init": self.initializer, "dtype": self.dtype, "train": train}
         y = nn.relu(batch_norm(train, self.dtype, "norm1")(x))
         if x.shape[-1] != self.width:
-            x = conv(self.width, 1, self.stride, name="shortcut", **options)(y)
-        y = conv(self.width, 3, self.stride, name="conv1", **options)(y)
+            x = square_conv(ift, y, self.width, 1, self.stride, name="shortcut", **options)
+        y = square_conv(ift, y, self.width, 3, self.stride, name="conv1", **options)
         y = nn.relu(batch_norm(train, self.dtype, "norm2")(y))
         y = nn.Dropout(self.dropout, deterministic=not train)(y) if self.dropout else y
-        return x + conv(self.width, 3, name="conv2", **options)(y)
+        return x + square_conv(ift, y, self.width, 3, name="conv2", **options)
 
 
 class WideResNet(nn.Module):
@@ -47,6 +51,7 @@ class WideResNet(nn.Module):
       dropout: rate between the two convolutions of a block, in training (rng "dropout").
       initializer: of the kernels, see `layers.initializer`; biases start at 0.
       dtype: of activations; the head is float32.
+      sparse_ift, roast: other layers in place of these, from `models.sparse_ift.sparse_ift`, `models.roast.roast`.
 
     Source: Zagoruyko & Komodakis, Wide Residual Networks (2016).
     """
@@ -57,17 +62,29 @@ class WideResNet(nn.Module):
     dropout: float = 0.0
     initializer: str = "kaiming_fan_in"
     dtype: Any = "float32"
+    sparse_ift: SparseIFT | None = None
+    roast: Roast | None = None
+
+    @property
+    def where(self) -> Where | None:
+        """The leaves to sparsify; None: the default's."""
+        return self.sparse_ift.where("stem", "head") if self.sparse_ift else None
 
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array, *, train: bool = False) -> jax.Array:
         """Logits (B, classes) of images (B, H, W, C) or (B, H, W)."""
+        return with_shared(self, lambda model, x: model._logits(x, train), lambda path: self.initializer, x_BxHxWxC)
+
+    def _logits(self, x_BxHxWxC: jax.Array, train: bool) -> jax.Array:
+        ift = self.sparse_ift
+        wide = ift.width if ift else int
         x = as_images(x_BxHxWxC, self.dtype)
-        x = conv(16, 3, init=self.initializer, dtype=self.dtype, name="stem")(x)
+        x = conv(wide(16), 3, init=self.initializer, dtype=self.dtype, name="stem")(x)
         for stage in range(3):
             for index in range((self.depth - 4) // 6):
                 stride = 2 if stage and not index else 1
-                width, name = 16 * self.width * 2**stage, f"stage{stage + 1}_block{index + 1}"
-                x = WideBlock(width, stride, self.dropout, self.initializer, self.dtype, name=name)(x, train)
+                width, name = wide(16 * self.width * 2**stage), f"stage{stage + 1}_block{index + 1}"
+                x = WideBlock(width, stride, self.dropout, self.initializer, self.dtype, ift, name=name)(x, train)
         x = nn.relu(batch_norm(train, self.dtype, "head_norm")(x))
         return head(x.mean((1, 2)), self.classes, self.initializer)
 

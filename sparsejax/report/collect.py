@@ -47,6 +47,10 @@ class Row(NamedTuple):
       density: layer -> fractions, one for each seed.
       inference_flops, training_flops: relative to dense.
       seconds: of all its runs.
+      erk: layer -> density of ERK at this sparsity; empty where it is not known.
+      parameter_sparsity: of all parameters, masked or not, the share that is zero; one for each seed.
+      mask_bits: a bit for each weight that has a mask.
+      bytes: of all parameters, by format (`flops.bytes_of`); mean over the seeds.
     """
 
     method: str
@@ -60,6 +64,10 @@ class Row(NamedTuple):
     inference_flops: float
     training_flops: float
     seconds: float
+    erk: dict[str, float]
+    parameter_sparsity: list[float]
+    mask_bits: int
+    bytes: dict[str, float]
 
     @property
     def series(self) -> str:
@@ -167,7 +175,17 @@ def _row(method: str, sparsity: float, setting: str, results: Sequence[Mapping[s
         _mean([_number(r.get("inference_flops")) for r in results]),
         _mean([_number(r.get("training_flops")) for r in results]),
         sum(_number(r.get("seconds")) for r in results),
+        dict(results[0].get("density_erk") or {}),
+        joined("parameter_sparsity"),
+        int(results[0].get("mask_bits") or 0),
+        _mean_bytes([r.get("bytes") or {} for r in results]),
     )
+
+
+def _mean_bytes(sizes: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, float]:
+    """format -> mean over all seeds; formats that not every result has are left out."""
+    names = [name for name in sizes[0] if all(size.get(name) for size in sizes)]
+    return {name: _mean([value for size in sizes for value in size[name]]) for name in names}
 
 
 def _number(value: Any) -> float:

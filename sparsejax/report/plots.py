@@ -56,7 +56,7 @@ def accuracy(rows: Sequence[Row], path: Path, subject: str = "") -> bool:
         return -math.log10(min(max(1 - value, floor), 1.0)) if wide else 100 * value
 
     label = f"test accuracy{' (spaced by log error)' if wide else ''}"
-    limits = lambda ax: _accuracy_limits(ax, [spaced(1 - e) for e in errors], wide)
+    limits = lambda ax: _accuracy_limits(ax, [spaced(value) for value in _reached(rows, 0.0, 1.0)], wide)
     return _over_sparsity(rows, path, f"Test accuracy over sparsity{subject}", label, spaced, limits)
 
 
@@ -70,10 +70,19 @@ def loss(rows: Sequence[Row], path: Path, subject: str = "") -> bool:
     values = [value for row in rows for value in row.scores]
     if not values:
         return False
-    pad = max(0.07 * (max(values) - min(values)), 1e-3 * max(values))
-    limits = lambda ax: ax.set_ylim(min(values) - pad, max(values) + pad)
+    reached = _reached(rows, 0.0, math.inf)
+    pad = max(0.07 * (max(reached) - min(reached)), 1e-3 * max(reached))
+    limits = lambda ax: ax.set_ylim(min(reached) - pad, max(reached) + pad)
     title = f"Validation loss over sparsity{subject}"
     return _over_sparsity(rows, path, title, "validation loss (lower is better)", lambda value: value, limits)
+
+
+def _reached(rows: Sequence[Row], least: float, most: float) -> list[float]:
+    """All that is drawn of the scores: each of them and the ends of their intervals, cut at what scores can be."""
+    values = [value for row in rows for value in row.scores]
+    for mean, half in (mean_and_interval(row.scores) for row in rows):
+        values += [mean - (half or 0), mean + (half or 0)]
+    return [min(max(value, least), most) for value in values]
 
 
 def _judged_by(rows: Sequence[Row], metric: str) -> list[Row]:
@@ -120,8 +129,8 @@ def _one_series(ax: Axes, rows: Sequence[Row], look: style.Look, spaced) -> None
     for row in rows:
         mean, half = mean_and_interval(row.scores)
         means.append(spaced(mean))
-        lows.append(spaced(mean - (half or 0)))
-        highs.append(spaced(mean + (half or 0)))
+        lows.append(spaced(_possible(row, mean - (half or 0))))
+        highs.append(spaced(_possible(row, mean + (half or 0))))
     if rows[0].sparsity == 0:  # dense: a level across the picture
         ax.axhspan(lows[0], highs[0], color=look.color, alpha=0.06, lw=0)
         ax.axhline(means[0], color=look.color, ls=(0, (5, 3)), lw=1.4, label=rows[0].series)
@@ -137,6 +146,11 @@ def _one_series(ax: Axes, rows: Sequence[Row], look: style.Look, spaced) -> None
         values = [spaced(value) for value in row.scores]
         ax.plot([x] * len(values), values, ls="", marker="o", ms=3, color=look.color, alpha=0.45, mew=0)
     ax.plot(xs, means, color=look.color, marker=look.marker, mec="white", mew=0.8, label=rows[0].series)
+
+
+def _possible(row: Row, score: float) -> float:
+    """An interval's end, cut at what scores can be."""
+    return min(max(score, 0.0), 1.0 if row.metric == "accuracy" else math.inf)
 
 
 def _accuracy_limits(ax: Axes, values: Sequence[float], wide: bool) -> None:
@@ -168,7 +182,7 @@ def layers(rows: Sequence[Row], path: Path, subject: str = "") -> bool:
     look = style.looks(series)
     sparsities = sorted({row.sparsity for row in rows})
     values = [value for row in rows for layer in row.density.values() for value in layer if value > 0]
-    values += [1 - sparsity for sparsity in sparsities]
+    values += [1 - sparsity for sparsity in sparsities] + [share for row in rows for share in row.erk.values()]
     limits = min(values) / 1.5, max(values) * 1.5
     columns = min(len(sparsities), 4)
     lines = math.ceil(len(sparsities) / columns)
@@ -177,7 +191,9 @@ def layers(rows: Sequence[Row], path: Path, subject: str = "") -> bool:
     with style.figure(path, max(width, 7.2), min(height, 40), f"Density of each layer after training{subject}") as fig:
         axes = style.panels(fig, len(sparsities), sharex=True, sharey=True)
         for ax, sparsity in zip(axes, sparsities):
-            ax.axvline(1 - sparsity, color="#555555", ls=(0, (4, 3)), lw=1.1, label="all layers together")
+            ax.axvline(1 - sparsity, color="#555555", ls=(0, (4, 3)), lw=1.1, label="uniform (all layers together)")
+            for index, layer in enumerate(names):
+                _erk_mark(ax, rows, sparsity, layer, index)
             for index, name in enumerate(series):
                 offset = (index - (len(series) - 1) / 2) * 0.72 / max(len(series), 1)
                 for row in (r for r in rows if r.series == name and r.sparsity == sparsity):
@@ -195,6 +211,13 @@ def layers(rows: Sequence[Row], path: Path, subject: str = "") -> bool:
         fig.supxlabel("density (weights kept, log scale)", fontsize=11)
         style.legend_beside(fig, axes, series)
     return True
+
+
+def _erk_mark(ax: Axes, rows: Sequence[Row], sparsity: float, layer: str, y: int) -> None:
+    """A short line at the density that ERK gives a layer, where the results say it."""
+    known = [row.erk[layer] for row in rows if row.sparsity == sparsity and layer in row.erk]
+    if known:
+        ax.vlines(known[0], y - 0.42, y + 0.42, color="#888888", lw=1.6, zorder=1, label="ERK")
 
 
 def _layer_dots(ax: Axes, row: Row, names: Sequence[str], offset: float, look: style.Look) -> None:

@@ -151,7 +151,7 @@ def _top(group: Sequence[float], gap: float) -> float:
 
 
 def log_axis(axis: Axis, low: float, high: float, text: Callable[[float], str]) -> None:
-    """Ticks of a logarithmic axis: powers of ten, and 2 and 5 times them where there are few; none between.
+    """Ticks of a logarithmic axis: powers of ten, and 2 and 5 (or 3) times them where there are few; none between.
 
     Args:
       axis: ax.xaxis or ax.yaxis, its scale set.
@@ -159,7 +159,8 @@ def log_axis(axis: Axis, low: float, high: float, text: Callable[[float], str]) 
       text: a tick's label.
     """
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    factors = (1, 2, 5) if math.log10(high / low) < 2 else (1,)
+    decades = math.log10(high / low)
+    factors = (1, 2, 5) if decades < 1.3 else (1, 3) if decades < 2.5 else (1,)
     ticks = [factor * 10.0**power for power in powers for factor in factors]
     axis.set_ticks([tick for tick in ticks if low <= tick <= high])
     axis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))

@@ -81,15 +81,38 @@ def text_table(rows: Sequence[Row]) -> str:
 def markdown_table(rows: Sequence[Row]) -> str:
     """The same as Markdown, with the 95 % interval (Student's t over the seeds) and every seed's score."""
     heads = _columns(rows)
-    lines = [[*heads, "every seed"]]
-    lines.append([":--" if head in _LEFT else "--:" for head in heads] + [":--"])
+    sizes = _sizes(rows)
+    lines = [[*heads, *sizes, "every seed"]]
+    lines.append([":--" if head in _LEFT else "--:" for head in lines[0][:-1]] + [":--"])
     for row in rows:
-        texts = cells(row)
+        texts = cells(row) | {head: show(row) for head, show in sizes.items()}
         seeds = " ".join(map(_number(row), row.scores))
-        lines.append([texts[head].replace("|", "\\|") for head in heads] + [seeds])
+        lines.append([texts[head].replace("|", "\\|") for head in lines[0][:-1]] + [seeds])
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     note = f"{_seeds(rows)}; {_legend(rows)}; 95 % CI of its mean: Student's t; FLOPs relative to dense."
+    if sizes:
+        note += " Zero parameters: of all, masked or not; a mask is one bit a masked weight."
     return f"{table}\n\n{note}\n"
+
+
+def _sizes(rows: Sequence[Row]) -> dict[str, Callable[[Row], str]]:
+    """Columns on what the weights take, as far as the results say it: head -> text of a row."""
+    if not any(row.bytes for row in rows):
+        return {}
+    of = lambda name: lambda row: _bytes(row.bytes[name]) if name in row.bytes else ""
+    zeros = lambda row: f"{100 * sum(row.parameter_sparsity) / max(len(row.parameter_sparsity), 1):.1f} %"
+    named = {"dense": "bytes dense", "csr": "bytes CSR", "n_m": "bytes N:M"}
+    known = {head: of(name) for name, head in named.items() if any(name in row.bytes for row in rows)}
+    return {"zero parameters": zeros, "mask bits": lambda row: f"{row.mask_bits:,}"} | known
+
+
+def _bytes(count: float) -> str:
+    """`317 B`, `26.3 kB`, `1.07 MB`: three digits, powers of 1000."""
+    for unit in ("B", "kB", "MB"):
+        if count < 999.5:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.4g} GB"
 
 
 def _columns(rows: Sequence[Row]) -> list[str]:

@@ -14,7 +14,8 @@ from sparsejax.launch.trials import sweep_config
 from sparsejax.report import collect, speed, tables
 from sparsejax.report.collect import Run
 
-PLOTS = ("accuracy.png", "loss.png", "layers.png", "churn.png")
+_TOPOLOGY = ("topology.png", "fan_in.png", "inputs.png")
+PLOTS = ("accuracy.png", "loss.png", "layers.png", "churn.png", *_TOPOLOGY)
 
 
 def report(path: Path, console: Console) -> None:
@@ -65,7 +66,8 @@ def show_sweep(path: Path, console: Console, *, redraw: bool = True) -> None:
                 "loss.png": lambda file: plots.loss(rows, file, subject),
                 "layers.png": lambda file: plots.layers(rows, file, subject),
                 "churn.png": lambda file: plots.churn(runs, file, subject),
-            },
+            }
+            | _of_masks(runs, subject),
         )
     _list_files(path, console, ("table.md", *PLOTS))
 
@@ -90,9 +92,18 @@ def show_run(path: Path, console: Console) -> None:
             "curves.png": lambda file: curves(run, file, subject),
             "layers.png": lambda file: plots.layers(rows, file, subject),
             "churn.png": lambda file: plots.churn([run], file, subject),
-        },
+        }
+        | _of_masks([run], subject),
     )
-    _list_files(path, console, ("curves.png", "layers.png", "churn.png"))
+    _list_files(path, console, ("curves.png", "layers.png", "churn.png", *_TOPOLOGY))
+
+
+def _of_masks(runs: Sequence[Run], subject: str) -> dict[str, Callable[[Path], bool]]:
+    from sparsejax.report import topology
+
+    makers = {"topology.png": topology.movement, "fan_in.png": topology.fan_in, "inputs.png": topology.inputs}
+    bound = lambda make: lambda file: make(runs, file, subject)
+    return {name: bound(make) for name, make in makers.items()}
 
 
 def show_speed(file: Path, console: Console) -> None:

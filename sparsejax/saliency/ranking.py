@@ -13,7 +13,7 @@ from sparsejax.distributions import Distribution
 from sparsejax.leaves import Layout, named_leaves
 from sparsejax.patterns import check_pattern_globs, kept_units
 from sparsejax.selection import Count, Request, Scores, answered, answered_together, order_key
-from sparsejax.transforms.core import NEVER
+from sparsejax.transforms.proposals import NEVER
 from sparsejax.transforms.rules import among, keep_best_globally
 from sparsejax.transforms.start import Patterns, Spec, checked_choice, layer_densities, leaf_key, specs_of
 

@@ -204,7 +204,11 @@ def _chosen(leaf: Leaf, k: Count, key: jax.Array, bound: jax.Array, candidates: 
     mask = ((keys > key) | ((keys == key) & (index < spread(bound)))) & spread((k.hi | k.lo) > 0)
     refused = total(jax.tree.map(lambda word: word[leaf.begin : leaf.end], largest), (0,))
     counted = isinstance(request.keep, AllBut)
-    return Chosen(mask, jax.tree.map(spread, candidates) if counted else None, jax.tree.map(jnp.ravel, refused))
+    return Chosen(
+        mask,
+        jax.tree.map(spread, candidates) if counted else None,
+        jax.tree.map(lambda word: word.reshape(()), refused),
+    )
 
 
 def _reaching(leaf: Leaf, candidates: jax.Array) -> jax.Array:

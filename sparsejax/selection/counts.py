@@ -76,11 +76,15 @@ def smaller(a: Count, b: Count) -> Count:
 
 def scaled(n: Count, fraction: float | jax.Array, rounding: str = "floor") -> Count:
     """floor (or ceil) of fraction * n in float32, at most n; a product within rounding of an integer counts as it."""
-    product = as_float(n) * fraction
+    return smaller(n, rounded(as_float(n) * fraction, rounding))
+
+
+def rounded(product: jax.Array, rounding: str = "floor") -> Count:
+    """floor (or ceil) of float32 numbers >= 0; one within rounding of an integer counts as it."""
     near = 2e-7 * product
     whole = jnp.ceil(product - near) if rounding == "ceil" else jnp.floor(product + near)
     hi = jnp.floor(whole / 65536)
-    return smaller(n, Count(hi.astype(jnp.uint32), (whole - hi * 65536).astype(jnp.uint32)))
+    return Count(hi.astype(jnp.uint32), (whole - hi * 65536).astype(jnp.uint32))
 
 
 def count_true(masks: Sequence[jax.Array], axes: tuple[int, ...]) -> list[Count]:

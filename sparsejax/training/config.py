@@ -19,7 +19,8 @@ from sparsejax.data import DATASETS
 from sparsejax.models import MODELS
 from sparsejax.training.errors import ConfigError
 from sparsejax.training.fields import DISTILL, MESH, RULES, check_names, checked, checked_group, unknown
-from sparsejax.training.methods import METHODS, method_arguments
+from sparsejax.training.methods import LATENT, METHODS, has_sparsity, method_arguments, method_parameters
+from sparsejax.training.model import FORM_ARGUMENTS
 from sparsejax.training.optimizers import OPTIMIZERS, own_values
 from sparsejax.training.schedules import SCHEDULES, schedule_arguments
 
@@ -104,14 +105,18 @@ def resolve(config: ConfigDict | Mapping[str, Any]) -> Resolved:
         if out[field] not in known:
             raise ConfigError(unknown(field, out[field], known))
     out["seeds"] = _seeds(out["seeds"])
-    out["sparsity"] = 0.0 if out["method"] == "dense" else float(out["sparsity"])
+    out["sparsity"] = _sparsity(out["method"], float(out["sparsity"]), "sparsity" in given)
     out["method_args"] = _method_args(out["method"], out["method_args"])
     out["data"] = _data_args(out["dataset"], out["data"])
     out["schedule_args"] = schedule_arguments(out["schedule"], out["schedule_args"])
     out["distill"] = checked_group("distill", out["distill"], DISTILL)
     out["mesh"] = checked_group("mesh", out["mesh"], MESH)
-    check_names("model_args", out["model_args"], _keywords(MODELS[out["model"]]) - _NOT_IN_MODEL_ARGS)
+    check_names("model_args", out["model_args"], _keywords(MODELS[out["model"]]) - _NOT_IN_MODEL_ARGS | FORM_ARGUMENTS)
+    if out["model_args"].get("sparse_ift") is not None:  # the model's widths follow the sparsity: its programs, too
+        out["model_args"] = {"ift_sparsity": out["sparsity"]} | out["model_args"]
     out |= own_values(out)
+    if out["init"] == "density" and out["method"] in LATENT:
+        raise ConfigError(f"init: 'density' with method {out['method']!r}, whose masks choose among unscaled weights")
     if out["batch_size"] % out["accumulate"]:
         raise ConfigError(f"accumulate: {out['accumulate']} does not divide batch_size {out['batch_size']}")
     try:
@@ -144,6 +149,17 @@ def _seeds(seeds: int | list) -> list[int]:
     return out
 
 
+def _sparsity(method: str, sparsity: float, given: bool) -> float:
+    """The sparsity; 0 for a dense run, and for methods that find their own, which refuse any other."""
+    if method == "dense":
+        return 0.0
+    if has_sparsity(method):
+        return sparsity
+    if given and sparsity:
+        raise ConfigError(f"sparsity: {sparsity} with method {method!r}, which finds its own; set sparsity to 0")
+    return 0.0
+
+
 def _method_args(method: str, args: dict[str, Any]) -> dict[str, Any]:
     accepted = {name: method_arguments(name) for name in METHODS}
     check_names("method_args", args, set().union(*accepted.values()))
@@ -151,7 +167,7 @@ def _method_args(method: str, args: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(every, int) or isinstance(every, bool) or every < 1:
         raise ConfigError(f"method_args.update_every: {every!r} is not an integer >= 1")
     taken = {name: value for name, value in args.items() if name in accepted[method]}
-    parameters = inspect.signature(METHODS[method]).parameters
+    parameters = method_parameters(method)
     for name, value in taken.items():
         if value is None and (default := parameters[name].default) is not None:
             raise ConfigError(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparsejax.training.errors import ConfigError
-from sparsejax.training.model import evaluated
+from sparsejax.training.model import evaluated, model_fields
 from sparsejax.training.tasks import Task
 
 
@@ -47,8 +47,8 @@ def make_teacher(config: Mapping[str, Any], data: Any, task: Task) -> Teacher | 
     _refuse(f"distill.workdir: the teacher in {folder}", (trained.task, trained.data), (task, data))
     seeds = _seeds_for(len(config["seeds"]), len(trained.config["seeds"]))
     variables = jax.tree.map(lambda leaf: leaf[seeds], (trained.params, trained.model_state))
-    key = json.dumps([trained.config[field] for field in ("model", "model_args", "dtype")])
-    return Teacher(key, variables, lambda both, x: evaluated(trained.model, both[0], both[1], x))
+    computes = [trained.config[field] for field in ("model", "model_args", "dtype")] + model_fields(trained.config)
+    return Teacher(json.dumps(computes), variables, lambda both, x: evaluated(trained.model, both[0], both[1], x))
 
 
 def _seeds_for(students: int, teachers: int) -> np.ndarray:

@@ -9,11 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparsejax.data.stream import Batches
+from sparsejax.topology import active_units, relu_outputs
 from sparsejax.training.errors import refusing
 from sparsejax.training.model import evaluated
 from sparsejax.training.seeds import each_seed
 from sparsejax.training.tasks import Streamed, Task
 
+UNITS = "units/"  # in front of a ReLU's name, among the sums
 _LARGEST_BATCH = 1024
 _LARGEST_INPUT = 1 << 22  # numbers in the inputs of a batch, unless a training batch has more
 
@@ -125,6 +127,8 @@ def make_evaluate(
 ):
     """The function (stacked params, stacked model state, x, y, real) -> sums over the test set, by name, each (S,).
 
+    Of each ReLU (`topology.relu_outputs`) it counts, too, the examples for which each unit is not zero, (S, units).
+
     Args:
       model: a Linen module.
       task: says what is summed.
@@ -132,7 +136,9 @@ def make_evaluate(
     """
 
     def one_batch(params, model_state, x, y, real):
-        return task.sums(evaluated(model, gathered(params), model_state, task.inputs(x)), y, real)
+        forward = lambda params, state, x: evaluated(model, gathered(params), state, task.inputs(x))
+        logits, outputs = relu_outputs(forward, params, model_state, x)
+        return task.sums(logits, y, real) | {f"{UNITS}{name}": n for name, n in active_units(outputs, real).items()}
 
     def evaluate(params, model_state, x, y, real):
         every_seed = each_seed(one_batch, (0, 0, None, None, None))

@@ -42,6 +42,11 @@ class Feed(NamedTuple):
         index_SxB = split(lax.dynamic_slice(self.order, (0, place * batch), (seeds, batch)))
         return split(task.gather(self.arrays, index_SxB))
 
+    @property
+    def pool(self) -> tuple[Any, Any]:
+        """What further examples are drawn from: the whole set, and which places of it each seed takes, (S, N)."""
+        return self.arrays, self.order
+
     def each(self, steps: int) -> Iterator["Feed"]:
         """What each of the chunk's steps reads."""
         return itertools.repeat(self, steps)
@@ -57,6 +62,11 @@ class Drawn(NamedTuple):
         """As of `Feed`."""
         del task, place, batch
         return split((self.x, self.y))
+
+    @property
+    def pool(self) -> tuple[Any, Any]:
+        """Nothing but the batch is there."""
+        return (), ()
 
 
 class Chunk:

@@ -31,9 +31,10 @@ RULES: dict[str, Rule] = {
     "init": (
         "default",
         str,
-        "'default' or 'density' (fan-in corrected by density)",
-        _one_of("default", "density"),
+        "'default', 'density' (fan-in corrected by density), 'kaiming_normal' or 'signed_constant' (of masked layers)",
+        _one_of("default", "density", "kaiming_normal", "signed_constant"),
     ),
+    "init_from": ("", str, "a run directory whose final params training starts from ('': its own)", _any),
     "dataset": ("digits", str, "a data set's name", _any),
     "data_dir": ("", str, "a directory", _any),
     "data": ({}, dict, "arguments of the data set", _any),
@@ -77,6 +78,7 @@ RULES: dict[str, Rule] = {
     "chunk_steps": (100, int, "an integer >= 1 (most training steps in one dispatch)", _at_least(1)),
     "stop_on_nonfinite": (True, bool, "true or false", _any),
     "mesh": ({}, dict, "devices along 'data' and 'fsdp'; -1: all that are left", _any),
+    "log_topology": (False, bool, "true or false (log the share of weights on a path, at evaluations)", _any),
     "log": ([], list, "a list of 'tensorboard', 'wandb'", lambda v: set(map(str, v)) <= {"tensorboard", "wandb"}),
 }  # fmt: skip
 

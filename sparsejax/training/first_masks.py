@@ -15,7 +15,7 @@ from sparsejax.training.at_init import AT_INIT
 from sparsejax.training.compiling import hurried
 from sparsejax.training.errors import ConfigError
 from sparsejax.training.methods import arguments_of
-from sparsejax.training.model import evaluated, layout_of, trained
+from sparsejax.training.model import evaluated, layout_of, trained, where_of
 from sparsejax.training.placement import Placement
 from sparsejax.training.step import step_key
 from sparsejax.training.tasks import Task
@@ -41,7 +41,7 @@ def first_masks(
     if name not in AT_INIT:
         return None
     defaults = {k: p.default for k, p in inspect.signature(AT_INIT[name]).parameters.items() if k != "inner"}
-    options = defaults | arguments_of(config)
+    options = defaults | arguments_of(config, where_of(model))
     batches = options.get("batches", 0)
     if batches > epoch_steps:
         raise ConfigError(f"method_args.batches: {batches} is more than the {epoch_steps} batches of an epoch")

@@ -7,6 +7,7 @@ and are made only after every loss up to them was seen to be finite.
 
 import contextlib
 import json
+import math
 import signal
 import threading
 import time
@@ -17,17 +18,24 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
+from sparsejax.distributions import erk
 from sparsejax.files import write_json
+from sparsejax.leaves import flax_layout, named_leaves
+from sparsejax.masks import get_masks, sparse_states
+from sparsejax.patterns import NM
 from sparsejax.training import records
 from sparsejax.training.best import best_evaluation, exhausted
 from sparsejax.training.checkpoint import Checkpoints
 from sparsejax.training.compiling import CACHE, kept_in
 from sparsejax.training.config import resolve
 from sparsejax.training.errors import Preempted
+from sparsejax.training.methods import arguments_of
 from sparsejax.training.metrics import MetricsWriter
 from sparsejax.training.profile import span
 from sparsejax.training.run_dir import finished, opened
-from sparsejax.training.state import TrainState
+from sparsejax.training.start import Start, describe
+from sparsejax.training.state import TrainState, masks_by_path
+from sparsejax.training.storage import storage
 from sparsejax.training.throughput import Throughput
 from sparsejax.training.trial import Trial, prepare
 from sparsejax.training.writers import open_writers
@@ -36,7 +44,12 @@ Progress = Callable[[int, int, dict[str, Any]], None]
 
 
 def train(
-    config: ConfigDict | Mapping[str, Any], workdir: str | Path, *, on_progress: Progress | None = None
+    config: ConfigDict | Mapping[str, Any],
+    workdir: str | Path,
+    *,
+    start: Start | None = None,
+    until: int | None = None,
+    on_progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Trains one trial in `workdir`, or resumes it there, and returns its result (also in result.json).
 
@@ -47,6 +60,9 @@ def train(
     Args:
       config: fields as in `default_config`; missing ones take their defaults.
       workdir: the run's directory; made when everything in the config has been checked.
+      start: where the run begins, if not at the config's initial weights; the same at each call.
+      until: the step to end at, before the config's last; schedules are cut off there. At the step of the start,
+        nothing is trained: that state is evaluated and saved.
       on_progress: called as on_progress(done_steps, total_steps, last_metrics); the last is a dict with loss and
         accuracy per seed and lr.
 
@@ -61,12 +77,12 @@ def train(
       >>> result["steps"], result["weights"], result["weights_kept"]
       (11, 50200, [2511, 2511, 2511])
     """
-    workdir, resolved = Path(workdir), resolve(config)
-    if (result := finished(workdir, resolved)) is not None:
+    workdir, resolved, begun = Path(workdir), resolve(config), describe(start, until)
+    if (result := finished(workdir, resolved, begun)) is not None:
         return result
-    trial = prepare(resolved)
-    with opened(workdir, resolved), kept_in(workdir.parent / CACHE):
-        if (result := finished(workdir, resolved)) is not None:
+    trial = prepare(resolved, start, until)
+    with opened(workdir, resolved, begun), kept_in(workdir.parent / CACHE):
+        if (result := finished(workdir, resolved, begun)) is not None:
             return result
         return _run(trial, workdir, on_progress or (lambda done, total, last: None))
 
@@ -76,16 +92,16 @@ def _run(trial: Trial, workdir: Path, on_progress: Progress) -> dict[str, Any]:
     checkpoints = Checkpoints(workdir / "checkpoints", config["keep_checkpoints"])
     with span("checkpoint"):
         found = checkpoints.restore(trial.like, trial.place.of(trial.like))
-    first = None
-    if found:
+    first, nothing_to_train = None, trial.grid.first >= trial.grid.total
+    if found and not nothing_to_train:
         step, state = found
         trial.feed.restore(step, checkpoints.data(step))
     else:
         with span("init"):
-            step, (state, first) = 0, trial.init()
+            found, step, (state, first) = None, trial.grid.first, trial.init()
             first = jax.device_get(first)
-    also = open_writers(config["log"], workdir, config, step)
-    with contextlib.closing(MetricsWriter(workdir / "metrics.jsonl", step, also)) as writer, _closing(checkpoints):
+    also, kept = open_writers(config["log"], workdir, config, step), step if found else 0
+    with contextlib.closing(MetricsWriter(workdir / "metrics.jsonl", kept, also)) as writer, _closing(checkpoints):
 
         def save(step: int, state: TrainState) -> None:
             with span("checkpoint"):
@@ -93,11 +109,15 @@ def _run(trial: Trial, workdir: Path, on_progress: Progress) -> dict[str, Any]:
                 checkpoints.save(step, state, trial.feed.state())
                 write_json(workdir / "timing.json", {"step": step, "seconds": earlier + time.monotonic() - started})
 
-        if first:  # the masks at step 0; a dense run has none
-            writer.write(records.masks_record(0, first, trial.sizes))
+        if first:  # the masks at the start; a dense run has none
+            writer.write(records.masks_record(step, first, trial.sizes))
+        if nothing_to_train:
+            writer.write(_evaluated(trial, step, state))
+            if step not in checkpoints.steps():  # a killed run was here before, with the same bits
+                save(step, state)
         with _best(trial, workdir) as save_best, contextlib.closing(trial.feed):
             speed = Throughput(workdir / "timing.jsonl", trial.rates_of_a_step, writer.pass_on)
-            step = _loop(_Run(trial, writer, speed, save, save_best, on_progress), step, state)
+            step, state = _loop(_Run(trial, writer, speed, save, save_best, on_progress), step, state)
     result = records.make_result(
         config,
         writer.records,
@@ -107,11 +127,24 @@ def _run(trial: Trial, workdir: Path, on_progress: Progress) -> dict[str, Any]:
         total=trial.grid.total,
         sizes=trial.sizes,
         layers=trial.layers,
+        stored=_stored(trial, state),
         skipped=trial.skipped,
     )
     result["seconds"] = round(earlier + time.monotonic() - started, 3)
     write_json(workdir / "result.json", result)
     return result
+
+
+def _stored(trial: Trial, state: TrainState) -> dict[str, Any]:
+    """What the last masks save, N:M where that is their pattern; and the densities of ERK, to compare theirs with."""
+    pattern = arguments_of(trial.config).get("pattern")
+    nm = (pattern.n, pattern.m) if isinstance(pattern, NM) else None
+    found = storage(trial.like.params, jax.device_get(masks_by_path(state.opt_state)), nm, trial.layout)
+    if not trial.config["sparsity"]:
+        return found
+    shapes = {path: leaf for path, leaf in named_leaves(trial.like.params) if path in trial.sizes}
+    one = {path: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for path, leaf in shapes.items()}
+    return found | {"density_erk": erk(one, 1 - trial.config["sparsity"], trial.layout or flax_layout)}
 
 
 class _Run(NamedTuple):
@@ -159,7 +192,7 @@ def _seconds_so_far(workdir: Path) -> float:
         return 0.0
 
 
-def _loop(run: _Run, step: int, state: TrainState) -> int:
+def _loop(run: _Run, step: int, state: TrainState) -> tuple[int, TrainState]:
     """Trains from `step` to the end, and returns where that was; saves with every record up to that step written."""
     trial, grid = run.trial, run.trial.grid
     watched = trial.config["keep_best"] or trial.config["patience"] > 0
@@ -179,9 +212,10 @@ def _loop(run: _Run, step: int, state: TrainState) -> int:
                 if trial.streamed and (grid.evaluates(stop) or grid.saves(stop)):
                     _come_to_rest(run, stop, report, catch_up)
                 scores = _evaluate(trial, state) if grid.evaluates(stop) else None
+                on_path = _on_path(trial, state) if scores is not None else None
             catch_up()
             step = stop
-            waiting.append(_Done(stop, report, scores, trial.feed.skipped))
+            waiting.append(_Done(stop, report, scores, on_path, trial.feed.skipped))
             saves = grid.saves(step) or terminated.is_set()
             if saves or (watched and scores is not None):  # what is kept, and whether to go on, hangs on the scores
                 catch_up()
@@ -193,11 +227,23 @@ def _loop(run: _Run, step: int, state: TrainState) -> int:
                 run.speed.pause()
             if terminated.is_set():
                 raise Preempted(step)
-    return step
+    return step, state
 
 
 def _evaluate(trial: Trial, state: TrainState) -> dict[str, jax.Array]:
     return trial.test.summed(trial.programs.evaluate, trial.programs.to_evaluate(state))
+
+
+def _on_path(trial: Trial, state: TrainState) -> dict[str, jax.Array] | None:
+    if not trial.config["log_topology"] or not sparse_states(state.opt_state):
+        return None
+    return trial.programs.on_path(state.params, state.model_state, get_masks(state.opt_state))
+
+
+def _evaluated(trial: Trial, step: int, state: TrainState) -> dict[str, Any]:
+    """The record of an evaluation that nothing runs beside."""
+    scores = trial.task.scores(jax.device_get(_evaluate(trial, state)), trial.test.size)
+    return records.eval_record(step, step / trial.grid.epoch, scores, trial.test.skipped)
 
 
 def _exhausted(run: _Run) -> bool:
@@ -218,22 +264,26 @@ def _come_to_rest(run: _Run, step: int, report: Any, catch_up: Callable[[], None
 
 
 class _Done(NamedTuple):
-    """A chunk that was handed to the device: where it ends, its report, its evaluation, examples skipped up to it."""
+    """A chunk that was handed to the device: where it ends, its report, its evaluation, examples skipped up to it.
+
+    `on_path` is how many weights lie on a path, None where that is not logged.
+    """
 
     step: int
     report: Any
     scores: Any
+    on_path: Any
     skipped: int
 
 
 def _write(run: _Run, done: _Done) -> None:
     """Waits for a chunk, checks its losses, writes its records."""
-    (step, report, scores, skipped), trial, writer = done, run.trial, run.writer
+    (step, report, scores, on_path, skipped), trial, writer = done, run.trial, run.writer
     with span("train"):
         report = jax.device_get(report)
     run.speed.seen(step)
     with span("evaluate"):
-        scores = jax.device_get(scores)
+        scores, on_path = jax.device_get((scores, on_path))
     if trial.config["stop_on_nonfinite"]:
         records.check_finite(report, step, trial.config["seeds"])
     epoch = step / trial.grid.epoch
@@ -243,6 +293,8 @@ def _write(run: _Run, done: _Done) -> None:
             writer.write(records.masks_record(step, report["masks"], trial.sizes))
         if scores is not None:
             tested = trial.task.scores(scores, trial.test.size)
+            places = math.prod(trial.task.example.shape) if step == trial.grid.total else 0
+            writer.write(records.topology_record(step, epoch, report, scores, on_path, trial.sizes, places=places))
             writer.write(records.eval_record(step, epoch, tested, trial.test.skipped))
             run.speed.record(step)
             run.speed.pause()

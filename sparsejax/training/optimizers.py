@@ -91,10 +91,28 @@ def own_values(config: Config) -> dict[str, Any]:
     return {"momentum": momentum, "betas": config["betas"] or _BETAS.get(name)}
 
 
-def make_optimizer(config: Config, total_steps: int) -> optax.GradientTransformation:
-    """The optimizer that the method wraps; the norm that is clipped is thus that of what is kept."""
-    rate = make_schedule(config, total_steps)
-    optimizer = OPTIMIZERS[config["optimizer"]](rate, config, lambda params: decayed(params, config["decay"]))
+def make_optimizer(
+    config: Config, total_steps: int, adam: Callable[..., optax.GradientTransformation] | None = None
+) -> optax.GradientTransformation:
+    """The optimizer that the method wraps; the norm that is clipped is thus that of what is kept.
+
+    Args:
+      config: a resolved config.
+      total_steps: of the whole run.
+      adam: a method's own AdamW, which takes the place of optax's.
+
+    Raises:
+      ConfigError: the method has its own AdamW, and the config names another optimizer.
+    """
+    rate, name = make_schedule(config, total_steps), config["optimizer"]
+    which = lambda params: decayed(params, config["decay"])
+    if adam is None:
+        optimizer = OPTIMIZERS[name](rate, config, which)
+    elif name in ("adam", "adamw"):
+        b1, b2 = config["betas"]
+        optimizer = adam(rate, b1=b1, b2=b2, weight_decay=config["weight_decay"], mask=which)
+    else:
+        raise ConfigError(f"optimizer: {name!r} with method {config['method']!r}, whose decay is a part of 'adamw'")
     if not config["clip_norm"]:
         return optimizer
     return optax.chain(optax.clip_by_global_norm(config["clip_norm"]), optimizer)
@@ -106,7 +124,8 @@ def decayed(params: Any, which: str) -> Any:
     Args:
       params: a tree of arrays.
       which: "kernels": matrices and filters that are named kernel*, weight* or w; "matrices": embeddings
-        and positions too, everything of two axes or more but biases and norms' scales; "all".
+        and positions too, everything of two axes or more but biases and norms' scales; "all". The array that
+        kernels share in a model's roast form counts as a kernel.
 
     Example:
       >>> decayed({"kernel": jnp.ones((2, 2)), "bias": jnp.ones((2, 2))}, "kernels")
@@ -115,7 +134,7 @@ def decayed(params: Any, which: str) -> Any:
 
     def one(path, leaf):
         name = path_parts(path)[-1]
-        if which == "all":
+        if which == "all" or name == "memory":
             return True
         if which == "matrices":
             return leaf.ndim >= 2 and "bias" not in name and "scale" not in name

@@ -19,17 +19,23 @@ _MAY_DIFFER = {"mesh", "log"}
 _MAY_DIFFER_IN_DATA = {"workers", "on_error"}
 
 
-def finished(workdir: Path, config: Resolved) -> dict[str, Any] | None:
+def finished(workdir: Path, config: Resolved, start: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
     """The result of a run that is done; None if it has still to run. Writes nothing.
 
+    Args:
+      workdir, config: of the run.
+      start: what `start.describe` says of where it begins.
+
     Raises:
-      ConfigError: if the directory belongs to a run with another config.
+      ConfigError: if the directory belongs to a run with another config, or that began elsewhere.
     """
     if workdir.exists() and not workdir.is_dir():
         raise ConfigError(f"workdir: {str(workdir)!r} is not a directory")
     written = _read(workdir / "config.json")
     if written is not None and (difference := first_difference(completed(written), _compared(config))):
         raise ConfigError(f"workdir {workdir} belongs to another config: {difference}; use another workdir")
+    if written is not None and (_read(workdir / "start.json") or {}) != (start or {}):
+        raise ConfigError(f"workdir {workdir} belongs to a run that began elsewhere (start.json); use another workdir")
     return _read(workdir / "result.json") if written is not None else None
 
 
@@ -45,8 +51,8 @@ def _compared(config: Mapping[str, Any]) -> Resolved:
 
 
 @contextlib.contextmanager
-def opened(workdir: Path, config: Resolved) -> Iterator[None]:
-    """Makes the directory with its config.json, and holds its lock.
+def opened(workdir: Path, config: Resolved, start: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """Makes the directory with its config.json, and start.json if there is a start, and holds its lock.
 
     Raises:
       ConfigError: if another process holds the lock, or the directory cannot be made.
@@ -61,6 +67,8 @@ def opened(workdir: Path, config: Resolved) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigError(f"workdir {workdir} is in use by another process (it holds {lock.name})") from None
+        if start:
+            write_json(workdir / "start.json", start)
         write_json(workdir / "config.json", config)
         yield
 

@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sparsejax.initialization import density_aware
+from sparsejax.initialization import UNTRAINED, density_aware, untrained
 from sparsejax.leaves import Layout
 from sparsejax.masks import apply_masks, get_masks, mask_leaves, sparse_states
 from sparsejax.state import SparseState
+
+_DRAWN = 0x696E  # sets the keys of weights that are drawn anew apart from those of training
 
 
 class TrainState(NamedTuple):
@@ -21,6 +23,7 @@ class TrainState(NamedTuple):
       params: the model's parameters, each leaf with a leading axis S; exactly sparse.
       opt_state: the transform's state, each leaf with a leading axis S; the masks are in it.
       ever_active: by path of the masked leaf: bool (S, *shape), True where the weight was active at some step.
+      first_masks: by path: the masks at step 0, bool (S, *shape).
       model_state: the model's other collections (`batch_stats`), each leaf with a leading axis S; {} if it has none.
       ema: {"params", "model_state"}: their moving averages; {} in a run without.
     """
@@ -29,6 +32,7 @@ class TrainState(NamedTuple):
     params: Any
     opt_state: Any
     ever_active: dict[str, jax.Array]
+    first_masks: dict[str, jax.Array]
     model_state: Any
     ema: dict[str, Any]
 
@@ -65,13 +69,16 @@ def init_state(
       transform: (seed (traced int32), one seed's masks or None) -> optax transform.
       params, model_state: stacked, from `model.init_model`.
       seeds: int32 (S,).
-      init: "density" corrects the fan-in of what the masks leave.
+      init: "density" corrects the fan-in of what the masks leave; "kaiming_normal" and "signed_constant" draw the
+        weights of the masked leaves anew.
       ema: whether averages are kept.
       layout: of the model's leaves; None: Flax's.
       masks: stacked, where the method has them chosen before the first step.
     """
 
     def one(seed, params, masks):
+        if init in UNTRAINED:
+            params = untrained(params, jax.random.fold_in(jax.random.key(seed), _DRAWN), kind=init, layout=layout)
         opt_state = transform(seed, masks).init(params)
         if sparse_states(opt_state):
             params = masked(params, opt_state)
@@ -81,9 +88,9 @@ def init_state(
 
     params, opt_state = jax.vmap(one)(seeds, params, masks)
     copied = lambda tree: jax.tree.map(jnp.array, tree)  # all of the state is donated, so nothing in it is shared
-    ever_active = copied(masks_by_path(opt_state))
+    ever_active, first = (copied(masks_by_path(opt_state)) for _ in range(2))
     averages = copied({"params": params, "model_state": model_state}) if ema else {}
-    return TrainState(jnp.int32(0), params, opt_state, ever_active, model_state, averages)
+    return TrainState(jnp.int32(0), params, opt_state, ever_active, first, model_state, averages)
 
 
 def averaged(ema: dict[str, Any], params: Any, model_state: Any, step: jax.Array, decay: float) -> dict[str, Any]:

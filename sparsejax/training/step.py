@@ -8,8 +8,11 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from sparsejax.leaves import named_leaves, select_leaves
 from sparsejax.training.distillation import Teacher, distilled
+from sparsejax.training.further import make_further
 from sparsejax.training.model import trained
+from sparsejax.training.state import masks_by_path
 from sparsejax.training.tasks import Task
 
 _TRAINING = 0x7261  # sets the keys of training apart from the key of the initial parameters, which is the seed's own
@@ -32,8 +35,12 @@ def make_step(
     config: Mapping[str, Any],
     teacher: Teacher | None = None,
     gathered: Callable[[Any], Any] = lambda params: params,
-) -> Callable[..., tuple[Any, Any, Any, jax.Array]]:
-    """The function (params, opt_state, model_state, seed, step, x, y, taught by) -> (the first three anew, loss).
+) -> Callable[..., tuple[Any, Any, Any, jax.Array, Any]]:
+    """(params, opt_state, model_state, seed, step, x, y, taught by, wanted) -> (the first three anew, loss, norms).
+
+    The norms are what `gradient_norms` finds where they are wanted, and zeros of the same shapes elsewhere.
+
+    With two more arguments, a feed's `pool`, the transform is given gradients of further examples.
 
     With `accumulate` = K, the batch is computed in K parts, one after the other; the optimizer, and with it the method,
     sees the mean of their gradients, and the step is the same to rounding (but that BatchNorm sees each part alone).
@@ -67,10 +74,38 @@ def make_step(
         (model_state, loss, grads), _ = lax.scan(add, (model_state, *zero), pieces)
         return (loss / parts, model_state), jax.tree.map(lambda g: g / parts, grads)
 
-    def train_step(params, opt_state, model_state, seed, step, x, y, taught_by):
+    further = make_further(model, task, gathered)
+
+    def train_step(params, opt_state, model_state, seed, step, x, y, taught_by, wanted=False, *pool):
         compute = in_parts if config["accumulate"] > 1 else gradient
-        (loss, model_state), grads = compute(params, model_state, step_key(seed, step), x, y, taught_by)
-        updates, opt_state = transform.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state, model_state, loss
+        key = step_key(seed, step)
+        (loss, model_state), grads = compute(params, model_state, key, x, y, taught_by)
+        norms = lax.cond(wanted, gradient_norms, _no_norms, grads, masks_by_path(opt_state))
+        extra = {"grads_fn": further(model_state, key, x, y, *pool)} if pool else {}
+        updates, opt_state = transform.update(grads, opt_state, params, **extra)
+        return optax.apply_updates(params, updates), opt_state, model_state, loss, norms
 
     return train_step
+
+
+def gradient_norms(grads: Any, masks: dict[str, jax.Array]) -> dict[str, dict[str, jax.Array]]:
+    """||dL/dw||_2 over the kept weights of each masked leaf ("active") and over the others ("inactive"), by path.
+
+    Of a dense run, of each leaf that could be masked, and "inactive" is empty.
+
+    Example:
+      >>> norms = gradient_norms({"kernel": jnp.array([[3.0, 4.0]])}, {"kernel": jnp.array([[True, False]])})
+      >>> float(norms["active"]["kernel"]), float(norms["inactive"]["kernel"])
+      (3.0, 4.0)
+    """
+    norm = lambda grad, kept: jnp.sqrt(jnp.sum(jnp.where(kept, grad.astype(jnp.float32), 0) ** 2))
+    chosen = masks or {path: jnp.bool_(True) for path, _ in named_leaves(select_leaves(grads))}
+    by_path = {path: grad for path, grad in named_leaves(grads) if path in chosen}
+    return {
+        "active": {path: norm(grad, chosen[path]) for path, grad in by_path.items()},
+        "inactive": {path: norm(grad, ~masks[path]) for path, grad in by_path.items() if path in masks},
+    }
+
+
+def _no_norms(grads: Any, masks: dict[str, jax.Array]) -> dict[str, dict[str, jax.Array]]:
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient_norms, grads, masks))

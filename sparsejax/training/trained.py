@@ -61,7 +61,7 @@ def read_config(workdir: Path) -> Resolved:
         raise ConfigError(f"{workdir} is not a run directory: config.json cannot be read: {error}") from error
     if not isinstance(written, dict) or "trials" in written:
         raise ConfigError(f"{workdir} is not a run directory: config.json is not that of a run")
-    elsewhere: dict[str, Any] = {"mesh": {}, "log": [], "distill": {}}  # how it was trained is over
+    elsewhere: dict[str, Any] = {"mesh": {}, "log": [], "distill": {}, "init_from": ""}  # how it was trained is over
     return resolve(written | elsewhere)
 
 

@@ -91,7 +91,7 @@ def scalars(record: Record) -> Iterator[tuple[str, float]]:
 def _numbers(tag: str, value: Any) -> Iterator[tuple[str, float]]:
     if isinstance(value, int | float):
         yield tag, value
-    elif isinstance(value, list) and value:
+    elif isinstance(value, list) and value and all(isinstance(each, int | float) for each in value):
         yield tag, sum(value) / len(value)
         if len(value) > 1:
             yield from ((f"{tag}/{index}", each) for index, each in enumerate(value))

@@ -11,8 +11,9 @@ from sparsejax.distributions import uniform
 from sparsejax.leaves import Layout, Where
 from sparsejax.schedules import Phase, check_steps
 from sparsejax.selection.counts import as_float, count_true, minus, plus
-from sparsejax.transforms.core import Leaf, sparse_wrapper
+from sparsejax.transforms.core import sparse_wrapper
 from sparsejax.transforms.lockstep import Steps, side_by_side
+from sparsejax.transforms.proposals import Leaf
 from sparsejax.transforms.rules import regrow
 from sparsejax.transforms.shares import added, dealt, listed, sizes, split
 from sparsejax.transforms.start import Distribution

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import jax
 import optax
 
+from sparsejax import criteria
 from sparsejax.leaves import Layout, Where
 from sparsejax.patterns import NM
 from sparsejax.schedules import check_steps, dense, gradual
@@ -32,7 +36,7 @@ def one_shot(
       inner: the optimizer.
       sparsity: fraction of zeros in [0, 1) from `at_step` on; may be left out where `pattern` is N:M.
       at_step: the step (0 is the first) whose update prunes.
-      distribution: None is uniform; "global" ranks all layers together.
+      distribution: None is uniform; "global" ranks all layers together; "lamp" too, by `criteria.lamp`.
       pattern, where, layout, ties, seed, packed: see `sparse_wrapper`.
 
     Raises:
@@ -44,14 +48,14 @@ def one_shot(
     Source: magnitude pruning, Han et al. 2015, arXiv:1506.02626.
     """
     check_steps(0, at_step=at_step)
-    across = distribution == "global"
+    ranked = _across(distribution)
     return sparse_wrapper(
         inner,
-        None if across else keep_best,
-        new_masks=keep_best_globally if across else None,
+        None if ranked else keep_best,
+        new_masks=ranked,
         plan=(dense(at_step), gradual(at_step, 1)),
         sparsity=sparsity,
-        distribution=distribution,
+        distribution="global" if ranked else distribution,
         pattern=pattern,
         where=where,
         layout=layout,
@@ -88,7 +92,7 @@ def gmp(
       update_start, update_end: t_0 and t_end, steps.
       update_every: Delta T, steps.
       initial_sparsity: s_i in [0, sparsity], taken on at t_0; of other distributions than uniform, in proportion.
-      distribution: None is uniform; "global" ranks all layers together.
+      distribution: None is uniform; "global" ranks all layers together; "lamp" too, by `criteria.lamp`.
       pattern, where, layout, ties, seed, packed: see `sparse_wrapper`.
 
     Raises:
@@ -107,14 +111,14 @@ def gmp(
     if not 0 <= initial_sparsity <= (final or 0.0):
         raise ValueError(f"initial_sparsity={initial_sparsity} must lie in [0, sparsity={final}]")
     share = initial_sparsity / final if final else 0.0
-    across = distribution == "global"
+    ranked = _across(distribution)
     return sparse_wrapper(
         inner,
-        None if across else keep_best,
-        new_masks=keep_best_globally if across else None,
+        None if ranked else keep_best,
+        new_masks=ranked,
         plan=(dense(update_start), gradual(update_end, update_every, share)),
         sparsity=sparsity,
-        distribution=distribution,
+        distribution="global" if ranked else distribution,
         pattern=pattern,
         where=where,
         layout=layout,
@@ -122,3 +126,10 @@ def gmp(
         seed=seed,
         packed=packed,
     )
+
+
+def _across(distribution: Distribution | str | None) -> Any:
+    """The rule for all leaves that a word asks for; None where each leaf has a count of its own."""
+    if distribution == "lamp":
+        return partial(keep_best_globally, criterion=criteria.lamp)
+    return keep_best_globally if distribution == "global" else None

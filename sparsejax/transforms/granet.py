@@ -11,8 +11,9 @@ from sparsejax import criteria
 from sparsejax.leaves import Layout, Where
 from sparsejax.patterns import NM
 from sparsejax.schedules import Phase, check_steps, dense
-from sparsejax.transforms.core import Leaf, sparse_wrapper
+from sparsejax.transforms.core import sparse_wrapper
 from sparsejax.transforms.lockstep import Steps, side_by_side
+from sparsejax.transforms.proposals import Leaf
 from sparsejax.transforms.rules import checked_rounding, drop_and_grow, keep_best_globally
 from sparsejax.transforms.start import Distribution, Patterns
 

@@ -14,7 +14,8 @@ from sparsejax.distributions import uniform
 from sparsejax.leaves import Layout, Where
 from sparsejax.patterns import NM
 from sparsejax.schedules import Phase, check_steps
-from sparsejax.transforms.core import Leaf, sparse_wrapper
+from sparsejax.transforms.core import sparse_wrapper
+from sparsejax.transforms.proposals import Leaf
 from sparsejax.transforms.rules import Rule, checked_rounding, drop_and_grow, keep_best, regrow, unit_mask
 from sparsejax.transforms.start import Distribution, Patterns
 

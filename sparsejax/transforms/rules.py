@@ -20,8 +20,8 @@ from sparsejax.selection.columns import count_kept
 from sparsejax.selection.counts import minus, plus, scaled
 from sparsejax.selection.keys import highest, magnitude_key
 from sparsejax.selection.lots import lots
-from sparsejax.transforms.core import Leaf
 from sparsejax.transforms.lockstep import Together
+from sparsejax.transforms.proposals import Leaf
 
 Rule = Generator[Any, Any, jax.Array]
 
@@ -34,7 +34,7 @@ def unit_keys(criterion: Criterion, leaf: Leaf, dtype: Any = None) -> Scores:
     units = jax.eval_shape(lambda: leaf.pattern.units(leaf.weight, leaf.axes))
     if criterion is criteria.random:
         return lots(leaf.key, units.shape)
-    if units.size != leaf.weight.size:
+    if units.size != leaf.weight.size or criterion in criteria.WHOLE:
         pooled = leaf.pattern.units(criterion(leaf), leaf.axes)
         return Scores(order_key, (pooled if dtype is None else pooled.astype(dtype),))
 
@@ -93,6 +93,13 @@ def keep_best(leaf: Leaf, criterion: Criterion = criteria.magnitude) -> Rule:
     """The mask of the `leaf.keep` best active units of each group: what is pruned stays pruned."""
     group = leaf.pattern.group_axes(leaf.weight.shape, leaf.axes)
     chosen = yield Request(among(unit_keys(criterion, leaf), unit_mask(leaf)), leaf.keep, group, leaf.ties)
+    return leaf.pattern.expand(chosen.mask, leaf.weight.shape, leaf.axes)
+
+
+def choose_best(leaf: Leaf, criterion: Criterion = criteria.magnitude) -> Rule:
+    """The mask of the `leaf.keep` best units of each group, active or not: what was pruned may come back."""
+    group = leaf.pattern.group_axes(leaf.weight.shape, leaf.axes)
+    chosen = yield Request(unit_keys(criterion, leaf), leaf.keep, group, leaf.ties)
     return leaf.pattern.expand(chosen.mask, leaf.weight.shape, leaf.axes)
 
 

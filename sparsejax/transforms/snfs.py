@@ -14,8 +14,9 @@ from sparsejax.leaves import Layout, Where
 from sparsejax.schedules import check_steps, rewire
 from sparsejax.selection import AllBut, Request
 from sparsejax.selection.counts import minus, plus, scaled
-from sparsejax.transforms.core import Leaf, sparse_wrapper
+from sparsejax.transforms.core import sparse_wrapper
 from sparsejax.transforms.lockstep import Steps, side_by_side
+from sparsejax.transforms.proposals import Leaf
 from sparsejax.transforms.rules import among, checked_rounding, mover, regrow, unit_keys
 from sparsejax.transforms.shares import added, dealt, listed, mean_of, sizes, split
 from sparsejax.transforms.start import Distribution, Patterns

@@ -15,7 +15,8 @@ from sparsejax.patterns import fan_in, unstructured
 from sparsejax.schedules import check_steps, rewire
 from sparsejax.selection import AllBut, Count, Request, Scores, as_count, order_key, scaled
 from sparsejax.selection.counts import count_true
-from sparsejax.transforms.core import Leaf, sparse_wrapper
+from sparsejax.transforms.core import sparse_wrapper
+from sparsejax.transforms.proposals import Leaf
 from sparsejax.transforms.rules import Rule, among, checked_rounding, mover, regrow, unit_keys
 from sparsejax.transforms.start import Distribution
 

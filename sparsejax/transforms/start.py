@@ -74,7 +74,8 @@ def checked_choice(sparsity, distribution, pattern, where, layout, start, plan, 
             "masks: given masks keep their counts, so the plan cannot have a gradual phase; leave masks out"
         )
     if isinstance(distribution, str) and distribution != "global":
-        raise ValueError(f"distribution={distribution!r}: a function of sparsejax.distributions, or 'global'")
+        hint = " ('lamp' is for gmp and one_shot)" if distribution == "lamp" else ""
+        raise ValueError(f"distribution={distribution!r}: a function of sparsejax.distributions, or 'global'{hint}")
     if distribution == "global" and new_masks is None:
         raise ValueError("distribution='global' needs a method that ranks over all leaves: gmp or one_shot")
     if distribution == "global" and pattern is not None:
@@ -125,7 +126,7 @@ def starting_masks(params: PyTree, choice: Choice, key: jax.Array) -> tuple[list
     else:
         started = [jnp.ones(weight.shape, bool) for weight in weights]
     for spec, weight, mask in zip(specs, weights, started, strict=True):
-        flat[spec.position] = _beside(mask, weight)
+        flat[spec.position] = beside(mask, weight)
     if not choice.has_ramp:
         return flat, ()
     return flat, jnp.asarray(tables, jnp.uint32).reshape(len(tables), len(schedules.ramp_values(choice.plan)), 2)
@@ -147,7 +148,7 @@ def given_masks(params: PyTree, masks: PyTree) -> list[jax.Array | None]:
                 f"masks: {leaf_path(path)} must be None or a bool array of shape {leaf.shape}, not {given}"
             )
         else:
-            copies.append(_beside(jnp.array(mask), leaf))
+            copies.append(beside(jnp.array(mask), leaf))
     return copies
 
 
@@ -208,7 +209,7 @@ def _random_masks(weights: list[jax.Array], specs: list[Spec], keeps: list[int],
     return [spec.pattern.expand(m, w.shape, spec.axes) for m, spec, w in zip(masks, specs, weights, strict=True)]
 
 
-def _beside(mask: jax.Array, weight: jax.Array) -> jax.Array:
+def beside(mask: jax.Array, weight: jax.Array) -> jax.Array:
     """The mask, tied to the weight so that the compiler shards it alike; the comparison never holds."""
     if devices.on_one_device():
         return mask
