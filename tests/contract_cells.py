@@ -66,6 +66,7 @@ INNERS = {
 METHODS = {
     "one_shot": (sparsejax.one_shot, dict(at_step=1)),
     "rigl": (sparsejax.rigl, dict(update_every=1, skip_step=False)),
+    "sr_ste": (sparsejax.sr_ste, dict(lambda_w=0.1)),
 }
 
 SYSTEMS = ("linen", "tuples", "dataclasses", "nnx", "equinox", "nnx optimizer")

@@ -422,7 +422,7 @@ def test_composition(cell):
     for mask, kernel in zip(masks, kernels, strict=True):
         assert (np.asarray(kernel)[~np.asarray(mask)] == 0).all()
     sizes, counts = [mask.size for mask in masks], [int(mask.sum()) for mask in masks]
-    if cell.method == "one_shot":
+    if cell.method != "rigl":
         assert counts == [oracles.kept(size, 0.5) for size in sizes]
     else:
         densities = oracles.erk([mask.shape for mask in masks], 0.5)
@@ -432,6 +432,8 @@ def test_composition(cell):
     for old, new in zip(jax.tree.leaves(params), jax.tree.leaves(last), strict=True):
         assert np.isfinite(new.astype(jnp.float32)).all()
         assert (old != new).any()
+    if cell.method == "sr_ste":  # its inner optimizer sees dense weights
+        return
     fresh = fresh_values(cell, params)
     (sparse,) = (
         s for s in jax.tree.leaves(state, is_leaf=lambda s: isinstance(s, sparsejax.SparseState)) if hasattr(s, "masks")
